@@ -1,0 +1,139 @@
+"""What the diagnostics measured, what they found, and the verdict that follows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Severity = Literal["info", "caution", "unreliable"]
+VerdictLevel = Literal["reliable", "caution", "unreliable"]
+
+VERDICT_LEVELS: tuple[VerdictLevel, ...] = ("reliable", "caution", "unreliable")
+"""The verdicts, from best to worst."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that the diagnostics found.
+
+    Attributes
+    ----------
+    code
+        Stable short name for programs, for instance ``"low_ess"``.
+    severity
+        ``"info"`` (good to know), ``"caution"`` or ``"unreliable"``.
+    message
+        The finding in words, with its figures.
+    value, threshold
+        What was measured and the gate it was held against; ``None`` where there is no single figure.
+    """
+
+    code: str
+    severity: Severity
+    message: str
+    value: float | None = None
+    threshold: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether the log can answer the question, and why not.
+
+    Attributes
+    ----------
+    level
+        ``"reliable"``, ``"caution"`` or ``"unreliable"``.
+    findings
+        Everything that was found, the grave ones first.
+    """
+
+    level: VerdictLevel
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Messages of the findings that are more than information."""
+        return tuple(f.message for f in self.findings if f.severity != "info")
+
+    def at_least(self, level: VerdictLevel) -> bool:
+        """Whether this verdict is as bad as ``level`` or worse."""
+        return VERDICT_LEVELS.index(self.level) >= VERDICT_LEVELS.index(level)
+
+    def __str__(self) -> str:
+        return self.level + (": " + "; ".join(self.reasons) if self.reasons else "")
+
+
+@dataclass(frozen=True, slots=True)
+class AACalibration:
+    """What scoring the behavior policy a second time says about the noise of the log-probabilities.
+
+    Attributes
+    ----------
+    kappa
+        Mean of ``exp(noise)``: weights are too large by this factor on average.
+    sd_log_noise
+        Standard deviation of the noise of a sequence log-probability, in nats.
+    share_exact
+        Share of rows whose two scores agree exactly.
+    """
+
+    kappa: float
+    sd_log_noise: float
+    share_exact: float
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostics:
+    """How well the logged data cover the target policy.
+
+    Attributes
+    ----------
+    n_units, n_rows
+        Independent units (prompts, unless asked otherwise) and rows.
+    ess, ess_fraction
+        Effective sample size in units, and as a share of ``n_units``.
+    ess_ceiling
+        ``n_units * exp(-KL)``: what the overlap of the two policies allows at best.
+    max_weight_share
+        Share of all weight that the largest unit carries.
+    mean_weight
+        Mean importance weight; 1 in expectation if the target policy is covered.
+    k_hat
+        Tail index of the weights (generalized Pareto); above .7 a mean cannot be trusted.
+    missing_mass
+        Share of the target policy's probability that was truncated or not found in the log.
+    truncation
+        The level at which weights were truncated.
+    e_value
+        Evidence against "the mean weight is at most 1"; large values mean inconsistent log-probabilities.
+    kl_target_behavior, kl_behavior_target
+        Estimated divergences in nats, both ways.
+    mean_log_weight, mean_log_weight_standard_error
+        Mean log-weight over rows in nats (never above 0 in expectation), and its standard error over units.
+    zero_weight_rows
+        Rows that the target policy would never produce.
+    length_target, length_behavior
+        Mean response length in tokens under either policy; ``None`` without token columns.
+    aa
+        Calibration of the noise, if the behavior policy was scored twice.
+    """
+
+    n_units: int
+    n_rows: int
+    ess: float | None
+    ess_fraction: float | None
+    ess_ceiling: float | None
+    max_weight_share: float | None
+    mean_weight: float | None
+    k_hat: float | None
+    missing_mass: float | None
+    truncation: float | None
+    e_value: float | None
+    kl_target_behavior: float | None
+    kl_behavior_target: float | None
+    mean_log_weight: float | None
+    mean_log_weight_standard_error: float | None
+    zero_weight_rows: int
+    length_target: float | None = None
+    length_behavior: float | None = None
+    aa: AACalibration | None = None

@@ -1,0 +1,245 @@
+"""The words and figures that the table and the page share: labels, rounding, and what to do next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pope_fast.evaluate.results import (
+    Diagnostics,
+    Estimate,
+    Evaluation,
+    Finding,
+    Interval,
+    PolicyValue,
+)
+
+MARKS: Mapping[str, str] = {"reliable": "✔", "caution": "!", "unreliable": "✘"}
+ASCII_MARKS: Mapping[str, str] = {"reliable": "+", "caution": "!", "unreliable": "x"}
+
+METHODS: Mapping[str, str] = {
+    "worst_case_tail": "worst-case tail",
+    "robust": "robust",
+    "certified": "certified",
+    "delta": "delta",
+    "jackknife": "jackknife",
+    "sandwich": "sandwich",
+}
+
+ESTIMATORS: Mapping[str, str] = {
+    "ips": "IPS",
+    "snips": "SNIPS",
+    "tips": "TIPS (truncated)",
+    "sn_tips": "SN-TIPS",
+    "cv": "control variate",
+    "baseline_dr": "leave-one-out baseline",
+    "psis": "PSIS",
+    "dm": "direct method",
+    "dr": "doubly robust",
+    "sndr": "self-normalized DR",
+}
+
+MEASURES: Mapping[str, str] = {
+    "entropy": "entropy of clusters",
+    "entropy_plug_in": "entropy, plug-in",
+    "entropy_mm": "entropy, Miller-Madow",
+    "gini_simpson": "Gini-Simpson",
+}
+
+
+def label(name: str) -> str:
+    """Give the name of an estimator, a measure or a method as a reader knows it."""
+    for names in (ESTIMATORS, MEASURES, METHODS):
+        if name in names:
+            return names[name]
+    return name
+
+
+def figure(x: float | None, decimals: int | None = None) -> str:
+    """Round a figure for reading: four significant digits, or the given number of decimals."""
+    if x is None:
+        return "n/a"
+    if not math.isfinite(x):
+        return str(x).replace("inf", "∞")
+    size = abs(x)
+    if size != 0 and (size >= 1e6 or size < 1e-4):
+        return f"{x:.3g}"
+    if decimals is None:
+        decimals = 3 if size == 0 else min(6, max(0, 3 - math.floor(math.log10(size))))
+    return f"{x:,.{decimals}f}"
+
+
+def count(x: float | None) -> str:
+    """Round a count, or an effective one: whole from 100 up, one decimal below."""
+    if x is None:
+        return "n/a"
+    return f"{x:,.0f}" if abs(x) >= 100 or float(x).is_integer() else f"{x:.1f}"
+
+
+def percent(x: float | None) -> str:
+    """Give a share in percent."""
+    if x is None:
+        return "n/a"
+    share = 100 * x
+    return f"{share:.0f}%" if share >= 10 or share == 0 else f"{share:.1f}%" if share >= 0.1 else "< 0.1%"
+
+
+def decimals_for(estimate: Estimate) -> int | None:
+    """Choose decimals that keep two digits of the interval's width, or of the standard error."""
+    scale = estimate.standard_error
+    if estimate.interval is not None:
+        scale = estimate.interval.width
+    if scale is None or not math.isfinite(scale) or scale <= 0:
+        return None if estimate.value is None or abs(estimate.value) >= 1000 else 3
+    decimals = 1 - math.floor(math.log10(scale))
+    least = 3 if abs(estimate.value or 0.0) < 100 else 0
+    return min(6, max(least, decimals))
+
+
+def point(estimate: Estimate) -> str:
+    """Give the point estimate, rounded to what its interval supports."""
+    return figure(estimate.value, decimals_for(estimate))
+
+
+def standard_error(estimate: Estimate) -> str:
+    """Give the standard error with two significant digits."""
+    return "n/a" if estimate.standard_error is None else f"{estimate.standard_error:.2g}"
+
+
+def span(interval: Interval, decimals: int | None = None) -> str:
+    """Give an interval as ``[low, high]``."""
+    return f"[{figure(interval.low, decimals)}, {figure(interval.high, decimals)}]"
+
+
+def interval_or_reason(estimate: Estimate) -> str:
+    """Give the headline interval, or why there is none; never figures of an interval that does not hold."""
+    if estimate.interval is not None:
+        return span(estimate.interval, decimals_for(estimate))
+    missing = "none" if estimate.available else "not available"
+    return f"{missing}: {estimate.note or 'no valid interval could be formed'}"
+
+
+def ess_line(diagnostics: Diagnostics) -> str:
+    """Say how many of the log's units speak for the policy: ``ESS 412 of 500 (82%)``."""
+    if diagnostics.ess is None:
+        return "ESS n/a"
+    return f"ESS {count(diagnostics.ess)} of {diagnostics.n_units:,} ({percent(diagnostics.ess_fraction)})"
+
+
+def verdict_sentence(policy: PolicyValue) -> str:
+    """Say in a sentence or two what the verdict means for a reader of the figures."""
+    if policy.verdict.level == "reliable":
+        return "The log covers this policy; estimates and intervals can be used."
+    if policy.verdict.level == "caution":
+        return "The log answers for this policy, but not without doubt."
+    robust = " The intervals shown are the robust ones, which need no overlap of the policies."
+    return "This log cannot answer for this policy." + (robust if policy.headline_method == "robust" else "")
+
+
+def diversity_name(policy: PolicyValue) -> str:
+    """Give the headline measure of diversity in a few letters, or an empty string."""
+    if policy.diversity_detail is not None:
+        return policy.diversity_detail.measure
+    return "" if policy.diversity is None else policy.diversity.name
+
+
+def subtitle(evaluation: Evaluation) -> tuple[str, ...]:
+    """Say in a few phrases what was evaluated and how."""
+    settings = evaluation.settings
+    first = next(iter(evaluation.values()), None)
+    size = []
+    if first is not None:
+        d = first.diagnostics
+        units = {"prompt": "prompts", "row": "independent draws"}.get(
+            settings.unit, f"units of {settings.unit!r}"
+        )
+        size = [f"{d.n_rows:,} rows", f"{d.n_units:,} {units}"]
+    bounds = settings.reward_range
+    return (
+        settings.source,
+        *size,
+        f"reward in [{bounds.low:g}, {bounds.high:g}] ({bounds.origin})",
+        f"V = U + {settings.diversity_weight:g} D",
+        f"{100 * settings.level:g}% intervals",
+    )
+
+
+def next_steps(policy: PolicyValue) -> tuple[str, ...]:
+    """Say what a reader can do about the findings of a policy, the most pressing first, each once."""
+    steps: list[str] = []
+    for finding in policy.verdict.findings:
+        if finding.severity == "info":
+            continue
+        step = _step(finding, policy.diagnostics)
+        if step is not None and step not in steps:
+            steps.append(step)
+    if policy.verdict.level == "unreliable":
+        steps.insert(0, "Do not use the point estimates of this policy; read its intervals only.")
+    elif policy.verdict.level == "caution" and not steps:
+        steps.append("Read the intervals rather than the point estimates.")
+    return tuple(steps)
+
+
+MORE_DATA = (
+    "Collect responses from a policy nearer to this one (or from this one itself) and log their rewards: "
+    "this log holds too little of what it would say."
+)
+
+STEPS: Mapping[str, str] = {
+    "no_overlap": MORE_DATA,
+    "negative_kl": MORE_DATA,
+    "heavy_tail": "Expect jumps: a mean over weights with such a tail can change with every new row.",
+    "missing_mass": "Read the interval as wide as it is: what the log never shows, no estimator can know.",
+    "dominant_unit": "Look at the heaviest prompt of the log: one wrong log-probability decides there.",
+    "inconsistent_log_probs": (
+        "Score both policies with the same engine, precision and chat template, or score the behavior policy "
+        "a second time and pass that column as --aa-policy."
+    ),
+    "length_drift": "Compare response lengths: length alone can change sequence weights a great deal.",
+    "few_units": "Log more prompts: the rows of one prompt are not independent of each other.",
+    "truncated_sampling": "Use log-probabilities of the sampler itself, after temperature, top-p and top-k.",
+    "unseen_clusters": "Label more responses, or use coarser clusters.",
+    "units_left_out": "Log more responses per prompt, or lower the order of the diversity measure.",
+}
+
+
+def _step(finding: Finding, diagnostics: Diagnostics) -> str | None:
+    if finding.code == "low_ess":
+        return _prompts_needed(finding, diagnostics)
+    return STEPS.get(finding.code)
+
+
+def _prompts_needed(finding: Finding, diagnostics: Diagnostics) -> str:
+    # ESS grows at most in proportion to the log, so this is the least that could do, and is called that.
+    ess, gate = finding.value, finding.threshold
+    if ess is None or gate is None or ess <= 0 or ess >= gate:
+        return MORE_DATA
+    needed = diagnostics.n_units * gate / ess
+    if needed > 1000 * diagnostics.n_units or needed > 1e9:
+        return MORE_DATA
+    digits = 10 ** max(0, math.floor(math.log10(needed)) - 1)
+    return (
+        f"More of the same log would need at least {math.ceil(needed / digits) * digits:,} independent "
+        "units; responses from a policy nearer to this one need fewer."
+    )
+
+
+def truth_of(truth: Mapping[str, Any] | None, policy: PolicyValue) -> dict[str, float]:
+    """Give the true value, utility and diversity of a policy, as far as a truth file has them.
+
+    The diversity is the measure that the evaluation put in its headline.
+    """
+    known = (truth or {}).get("policies", {}).get(policy.policy, {})
+    found: dict[str, float] = {}
+    if isinstance(known.get("utility"), (int, float)):
+        found["utility"] = float(known["utility"])
+    detail = policy.diversity_detail
+    if detail is not None:
+        name = {"entropy": "entropy_marginal"}.get(detail.measure, detail.measure)
+        diversity = known.get("diversity", {}).get(name)
+        if isinstance(diversity, (int, float)):
+            found["diversity"] = float(diversity)
+    if "utility" in found and (detail is None or "diversity" in found):
+        found["value"] = found["utility"] + policy.diversity_weight * found.get("diversity", 0.0)
+    return found

@@ -1,0 +1,44 @@
+//! What can be wrong with the input, in terms of the columns a user knows.
+
+use core::fmt;
+
+/// An error of the core. Rows count within the call that raised it; the caller knows where its batch began.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Error {
+    /// A value that its column cannot hold.
+    Value {
+        /// The column's role, for example `behavior_logprob` or `target_logprob/NAME`.
+        column: String,
+        /// Row within the batch.
+        row: usize,
+        /// What the value is and why it is refused.
+        problem: String,
+        /// What to do about it.
+        remedy: &'static str,
+    },
+    /// Two columns of different length, or offsets that do not fit their values.
+    Shape(String),
+    /// Arguments or states that do not go together.
+    Config(String),
+    /// Bytes that are not a state.
+    Corrupt(String),
+    /// The caller asked to stop.
+    Interrupted,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Value { column, row, problem, remedy } => {
+                write!(f, "column '{column}', row {row}: {problem}. Remedy: {remedy}")
+            }
+            Error::Shape(message) | Error::Config(message) | Error::Corrupt(message) => f.write_str(message),
+            Error::Interrupted => f.write_str("interrupted"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// The result of a fallible core function.
+pub type Result<T> = core::result::Result<T, Error>;

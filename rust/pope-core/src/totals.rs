@@ -1,0 +1,386 @@
+//! Exact sums over units, everything that truncation can change: what the estimators are functions of.
+//!
+//! Units are kept apart by class (how many of `P_1 .. P_4` they can estimate), so that the order `M` of the diversity
+//! is chosen when all units are known, and by one of 128 hashed buckets for the grouped jackknife. A unit can be taken
+//! out again without a trace: that is how the sums at any truncation level are made from the untruncated ones.
+
+use crate::hash::mix;
+use crate::hist::LogHistogram;
+use crate::simd::multiversion;
+use crate::sum::ExactSum;
+use crate::unit::{MAX_DEGREE, MAX_ORDER, UnitStats};
+
+/// Number of hashed unit buckets.
+pub const BUCKETS: usize = 128;
+/// Length of the vector `z = (A, N, P_2, P_3, P_4)` of a unit.
+pub const Z: usize = MAX_DEGREE + 1;
+/// Length of what is summed per bucket: `z`, then the product forms `Z_1, Z_2, Z_3`.
+pub const FIRST: usize = Z + MAX_ORDER;
+/// Degree in the weights of each of these.
+pub const DEGREE: [i32; FIRST] = [1, 1, 2, 3, 4, 2, 3, 4];
+/// Pairs `i <= j` of elements of `z`.
+pub const PAIRS: usize = Z * (Z + 1) / 2;
+/// Weights of a unit may be this many octaves from 1 and still go through plain doubles (degree 8 stays in range).
+const PLAIN_OCTAVES: i32 = 60;
+const BLOCK: usize = 256;
+/// Clusters or groups whose bucket sums are stored as a dense table; rarer ones share a map.
+const DENSE: usize = 256;
+
+/// Where the pair `i <= j` stands.
+#[inline(always)]
+pub const fn pair(i: usize, j: usize) -> usize {
+    j * (j + 1) / 2 + i
+}
+
+/// The bucket of a unit.
+#[inline(always)]
+pub fn bucket_of(key: u64) -> usize {
+    (mix(key) >> 57) as usize
+}
+
+/// Where a unit is counted: its buckets with how often. An ordinary unit has one; a row that stands for several
+/// independent draws (`unit="row"` with counts) spreads over buckets as those draws would.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Placement {
+    first: (u8, u64),
+    more: Vec<(u8, u64)>,
+    times: u64,
+}
+
+impl Placement {
+    /// One unit in the bucket of its key.
+    #[inline(always)]
+    pub fn one(key: u64) -> Self {
+        Placement { first: (bucket_of(key) as u8, 1), more: Vec::new(), times: 1 }
+    }
+
+    /// `times` independent draws, each in a bucket of its own.
+    pub fn draws(key: u64, times: u64) -> Self {
+        if times == 1 {
+            return Self::one(key);
+        }
+        let mut counts = [0u64; BUCKETS];
+        let key = mix(key);
+        for copy in 0..times {
+            counts[bucket_of(key.wrapping_add(copy))] += 1;
+        }
+        let mut used = counts.iter().enumerate().filter(|&(_, &n)| n > 0).map(|(b, &n)| (b as u8, n));
+        let first = used.next().unwrap_or((0, 0));
+        Placement { first, more: used.collect(), times }
+    }
+
+    /// Number of units.
+    #[inline(always)]
+    pub fn times(&self) -> u64 {
+        self.times
+    }
+
+    /// Call `f(bucket, times)` for each bucket.
+    #[inline(always)]
+    pub fn each(&self, mut f: impl FnMut(usize, u64)) {
+        f(usize::from(self.first.0), self.first.1);
+        for &(bucket, times) in &self.more {
+            f(usize::from(bucket), times);
+        }
+    }
+}
+
+/// `+1` to count a unit, `-1` to take it out again.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Sign {
+    /// Count.
+    Plus,
+    /// Take out.
+    Minus,
+}
+
+impl Sign {
+    #[inline(always)]
+    fn of(self, times: u64) -> f64 {
+        if self == Sign::Plus { times as f64 } else { -(times as f64) }
+    }
+}
+
+/// Sums over the units of one class.
+#[derive(Clone, Debug)]
+pub struct ClassTotals {
+    /// Elements of `z` in use: `degree + 1`.
+    pub z: usize,
+    /// First-order sums per bucket, in the order of [`DEGREE`].
+    pub buckets: Vec<[ExactSum; FIRST]>,
+    /// `sum z_i z_j`, by [`pair`].
+    pub gram: [ExactSum; PAIRS],
+    /// Histograms of `A`, `N` and `A - N`.
+    pub utility: [LogHistogram; 3],
+    /// Histograms of `X_M`, one per order.
+    pub lower: Vec<LogHistogram>,
+    /// Histograms of `Y_M`, one per order.
+    pub upper: Vec<LogHistogram>,
+    block: Option<Box<Block>>,
+}
+
+#[derive(Clone, Debug)]
+struct Block {
+    z: [[f64; BLOCK]; Z],
+    len: usize,
+}
+
+impl ClassTotals {
+    /// Empty sums of the class of this degree (1 to 4).
+    pub fn new(degree: usize) -> Self {
+        ClassTotals {
+            z: degree + 1,
+            buckets: vec![Default::default(); BUCKETS],
+            gram: Default::default(),
+            utility: Default::default(),
+            lower: vec![LogHistogram::default(); degree - 1],
+            upper: vec![LogHistogram::default(); degree - 1],
+            block: None,
+        }
+    }
+
+    #[inline(always)]
+    fn add(&mut self, unit: &UnitStats, place: &Placement, sign: Sign) {
+        let z = [unit.a, unit.n, unit.p[0], unit.p[1], unit.p[2]];
+        let used = self.z;
+        place.each(|bucket, times| {
+            let sums = &mut self.buckets[bucket];
+            for i in 0..used {
+                sums[i].add_scaled(z[i] * sign.of(times), DEGREE[i] * unit.e);
+            }
+            for v in 0..used - 2 {
+                sums[Z + v].add_scaled(unit.z[v] * sign.of(times), DEGREE[Z + v] * unit.e);
+            }
+        });
+        let times = place.times();
+        let values = [unit.a, unit.n, unit.a - unit.n];
+        for (histogram, value) in self.utility.iter_mut().zip(values) {
+            count(histogram, value, unit.e, times, sign);
+        }
+        for order in 0..self.lower.len() {
+            count(&mut self.lower[order], unit.x[order], 0, times, sign);
+            count(&mut self.upper[order], unit.y[order], 0, times, sign);
+        }
+        if sign == Sign::Plus && times == 1 && unit.e.abs() <= PLAIN_OCTAVES {
+            return self.push(z, unit.e);
+        }
+        for j in 0..used {
+            for i in 0..=j {
+                let scale = (DEGREE[i] + DEGREE[j]) * unit.e;
+                self.gram[pair(i, j)].add_scaled(z[i] * z[j] * sign.of(times), scale);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn push(&mut self, z: [f64; Z], e: i32) {
+        let block = self.block.get_or_insert_with(|| Box::new(Block { z: [[0.0; BLOCK]; Z], len: 0 }));
+        let at = block.len;
+        for i in 0..self.z {
+            block.z[i][at] = z[i] * crate::math::pow2(i64::from(DEGREE[i] * e));
+        }
+        block.len = at + 1;
+        if block.len == BLOCK {
+            flush(&block.z, BLOCK, self.z, &mut self.gram);
+            block.len = 0;
+        }
+    }
+
+    /// Bring what waits in the block into the sums.
+    pub fn settle(&mut self) {
+        if let Some(block) = self.block.take() {
+            flush(&block.z, block.len, self.z, &mut self.gram);
+        }
+    }
+
+    /// Add settled sums of the same class.
+    pub fn merge(&mut self, other: &ClassTotals) {
+        for (a, b) in self.buckets.iter_mut().zip(&other.buckets) {
+            merge_sums(a, b);
+        }
+        merge_sums(&mut self.gram, &other.gram);
+        for (a, b) in self.histograms_mut().zip(other.histograms()) {
+            a.merge(b);
+        }
+    }
+
+    /// All histograms in a fixed order.
+    pub fn histograms(&self) -> impl Iterator<Item = &LogHistogram> {
+        self.utility.iter().chain(&self.lower).chain(&self.upper)
+    }
+
+    /// All histograms in the same fixed order.
+    pub fn histograms_mut(&mut self) -> impl Iterator<Item = &mut LogHistogram> {
+        self.utility.iter_mut().chain(&mut self.lower).chain(&mut self.upper)
+    }
+}
+
+#[inline(always)]
+fn count(histogram: &mut LogHistogram, x: f64, scale: i32, times: u64, sign: Sign) {
+    match sign {
+        Sign::Plus => histogram.add(x, scale, times),
+        Sign::Minus => histogram.remove(x, scale, times),
+    }
+}
+
+/// `a_i += b_i`.
+pub fn merge_sums(a: &mut [ExactSum], b: &[ExactSum]) {
+    for (a, b) in a.iter_mut().zip(b) {
+        a.merge(b);
+    }
+}
+
+multiversion! {
+    /// Add the products of all pairs of columns.
+    fn flush(z: &[[f64; BLOCK]; Z], len: usize, used: usize, gram: &mut [ExactSum; PAIRS]) {
+        let mut product = [0.0; BLOCK];
+        for j in 0..used {
+            for i in 0..=j {
+                for k in 0..len {
+                    product[k] = z[i][k] * z[j][k];
+                }
+                gram[pair(i, j)].add_slice(&product[..len]);
+            }
+        }
+    }
+}
+
+/// Bucket sums per slot: dense for the first slots, a map for the long tail of rare labels.
+#[derive(Clone, Debug, Default)]
+pub struct SlotBuckets {
+    dense: Vec<ExactSum>,
+    rare: std::collections::HashMap<u64, ExactSum, crate::hash::BuildMix>,
+}
+
+impl SlotBuckets {
+    /// The sum of a slot's bucket, for adding.
+    #[inline(always)]
+    pub fn at(&mut self, slot: u32, bucket: usize) -> &mut ExactSum {
+        let index = slot as usize * BUCKETS + bucket;
+        if index < self.dense.len() {
+            return &mut self.dense[index];
+        }
+        self.grow(slot, index)
+    }
+
+    #[inline(never)]
+    fn grow(&mut self, slot: u32, index: usize) -> &mut ExactSum {
+        if (slot as usize) < DENSE {
+            self.dense.resize_with((slot as usize + 1) * BUCKETS, ExactSum::default);
+            return &mut self.dense[index];
+        }
+        self.rare.entry(index as u64).or_default()
+    }
+
+    /// Non-empty `(slot, bucket, sum)`, in no particular order.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, usize, &ExactSum)> {
+        let dense = self.dense.iter().enumerate();
+        let rare = self.rare.iter().map(|(&index, sum)| (index as usize, sum));
+        let all = dense.chain(rare).filter(|(_, sum)| sum.exponent().is_some());
+        all.map(|(index, sum)| ((index / BUCKETS) as u32, index % BUCKETS, sum))
+    }
+
+    /// Add another table whose slot `s` is our slot `remap[s]`.
+    pub fn merge(&mut self, other: &SlotBuckets, remap: &[u32]) {
+        for (slot, bucket, sum) in other.iter() {
+            self.at(remap[slot as usize], bucket).merge(sum);
+        }
+    }
+}
+
+/// Sums over units per cluster, for the entropy of the marginal.
+#[derive(Clone, Debug, Default)]
+pub struct ClusterTotals {
+    /// `S_c = sum_i A_ic` per bucket.
+    pub mass: SlotBuckets,
+    /// `(sum_i A_ic A_i, sum_i A_ic^2)` per slot.
+    pub second: Vec<[ExactSum; 2]>,
+}
+
+/// What one annotator group gives to a unit: means over the group's draws, times `2^-e`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GroupMass {
+    /// Slot of the group.
+    pub slot: u32,
+    /// `sum m w / sum m` over the group's rows.
+    pub a: f64,
+    /// `sum m w r / sum m` over the group's rows.
+    pub n: f64,
+}
+
+/// All sums of one policy that depend on the truncation of its weights.
+#[derive(Clone, Debug, Default)]
+pub struct Totals {
+    /// By class; entry `d - 1` holds units that can estimate up to `P_d`.
+    pub class: [Option<Box<ClassTotals>>; MAX_DEGREE],
+    /// Per cluster over the whole log.
+    pub cluster: ClusterTotals,
+    /// `sum A_g` and `sum N_g` per group and bucket.
+    pub group: [SlotBuckets; 2],
+}
+
+impl Totals {
+    /// Count a unit or take it out. `degree` is its class, `marginal` whether clusters are compared across units.
+    #[inline(always)]
+    pub fn add(
+        &mut self,
+        unit: &UnitStats,
+        groups: &[GroupMass],
+        degree: usize,
+        marginal: bool,
+        place: &Placement,
+        sign: Sign,
+    ) {
+        let class = self.class[degree - 1].get_or_insert_with(|| Box::new(ClassTotals::new(degree)));
+        class.add(unit, place, sign);
+        if marginal {
+            for c in &unit.clusters {
+                place.each(|bucket, times| {
+                    self.cluster.mass.at(c.slot, bucket).add_scaled(c.mass * sign.of(times), unit.e);
+                });
+                if self.cluster.second.len() <= c.slot as usize {
+                    self.cluster.second.resize_with(c.slot as usize + 1, Default::default);
+                }
+                let times = sign.of(place.times());
+                let [cross, square] = &mut self.cluster.second[c.slot as usize];
+                cross.add_scaled(c.mass * unit.a * times, 2 * unit.e);
+                square.add_scaled(c.mass * c.mass * times, 2 * unit.e);
+            }
+        }
+        for g in groups {
+            place.each(|bucket, times| {
+                let times = sign.of(times);
+                self.group[0].at(g.slot, bucket).add_scaled(g.a * times, unit.e);
+                self.group[1].at(g.slot, bucket).add_scaled(g.n * times, unit.e);
+            });
+        }
+    }
+
+    /// Bring what waits in blocks into the sums. Everything that reads them expects this.
+    pub fn settle(&mut self) {
+        self.class.iter_mut().flatten().for_each(|class| class.settle());
+    }
+
+    /// Add another policy's settled totals; `clusters` and `groups` translate its slots to ours.
+    pub fn merge(&mut self, other: &Totals, clusters: &[u32], groups: &[u32]) {
+        for (degree, theirs) in (1..).zip(&other.class) {
+            if let Some(theirs) = theirs {
+                let ours = self.class[degree - 1].get_or_insert_with(|| Box::new(ClassTotals::new(degree)));
+                ours.merge(theirs);
+            }
+        }
+        self.cluster.mass.merge(&other.cluster.mass, clusters);
+        for (slot, sums) in other.cluster.second.iter().enumerate() {
+            let slot = clusters[slot] as usize;
+            if self.cluster.second.len() <= slot {
+                self.cluster.second.resize_with(slot + 1, Default::default);
+            }
+            merge_sums(&mut self.cluster.second[slot], sums);
+        }
+        for (ours, theirs) in self.group.iter_mut().zip(&other.group) {
+            ours.merge(theirs, groups);
+        }
+    }
+}
+
+const _: () = assert!(MAX_ORDER + 2 == Z);

@@ -1,0 +1,20 @@
+//! The extension module `pope_fast._core`: arrays in, numbers out. No algorithm lives here.
+
+#![allow(clippy::needless_pass_by_value, clippy::too_many_arguments)] // signatures are Python's
+
+mod border;
+mod kernels;
+mod state;
+
+use pyo3::prelude::*;
+
+/// Kernels and the mergeable state of `pope_fast`; use the functions of the package instead.
+#[pymodule(gil_used = false)]
+mod _core {
+    #[pymodule_export]
+    use crate::kernels::{
+        PyUnitScan, build_info, hash_lists, hash_strings, num_threads, prompt_scan, sum_tokens, token_sums,
+    };
+    #[pymodule_export]
+    use crate::state::{PySnapshot, PyState};
+}

@@ -1,0 +1,75 @@
+"""What the documents say of the command line is so: options exist, the demo prints what the README shows."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer.main
+from conftest import Run
+
+from pope_fast.cli import app
+from pope_fast.evaluate import results
+from pope_fast.simulate import KINDS
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands(document: Path) -> list[list[str]]:
+    """The words of every ``pope`` command in the console blocks of a document."""
+    blocks = re.findall(r"```console\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line[2:], comments=True) for line in lines if line.startswith("$ pope ")]
+
+
+def options() -> dict[str, set[str]]:
+    """The options of every verb."""
+    group = typer.main.get_command(app)
+    return {
+        name: {option for parameter in command.params for option in parameter.opts}
+        for name, command in group.commands.items()  # type: ignore[attr-defined]
+    }
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_in_documents_have_these_options(document: Path) -> None:
+    known = options()
+    for words in commands(document):
+        verb = words[1]
+        assert verb in known
+        used = {word.partition("=")[0] for word in words[2:] if word.startswith("-") and word != "-"}
+        assert used <= known[verb], words
+        if verb == "simulate":
+            assert words[2] in KINDS
+
+
+def test_documents_do_have_commands() -> None:
+    assert sum(len(commands(document)) for document in DOCUMENTS) >= 10
+
+
+def test_every_option_of_evaluate_is_documented() -> None:
+    text = " ".join(document.read_text(encoding="utf-8") for document in DOCUMENTS)
+    left_out = {option for option in options()["evaluate"] if option.startswith("--") and option not in text}
+    assert left_out <= {"--help"}
+
+
+def test_every_result_class_is_in_the_api_page() -> None:
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    classes = {name for name in results.__all__ if name[0].isupper() and not name.isupper()}
+    assert classes == {name for name in classes if f"`{name}`" in text}
+
+
+def test_the_readme_shows_what_the_demo_prints(process: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    log, truth = "python/pope_fast/data/demo.parquet", "python/pope_fast/data/demo.truth.json"
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"<!-- demo-output -->\n```text\n(.*?)\n```\n<!-- /demo-output -->", text, re.DOTALL)
+    assert block is not None
+    environment = {"COLUMNS": "100", "PYTHONIOENCODING": "utf-8"}
+    outcome = process("evaluate", log, "--truth", truth, environment=environment)
+    assert outcome.code == 0
+    printed = "\n".join(line.rstrip() for line in outcome.stdout.splitlines()).strip("\n")
+    assert printed == block[1]
