@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 DONE := .make
 TEST_WORKERS ?= 2
 PYTEST_ARGS ?=
-BENCH_ARGS ?=
+BENCH_ROWS ?= 1e6 1e7 1e8
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 # uv is many times faster than pip; a machine without it gets it inside the virtual environment.
@@ -114,8 +114,8 @@ docs-check: doctest ## docstrings, Rust documentation without warnings, links be
 
 .PHONY: bench
 bench: $(DONE)/build $(DONE)/bench ## compare with peers on this machine; 1e8 rows want 24 GB of memory and an hour
-	$(BIN)/python benches/run.py $(BENCH_ARGS)
-	$(BIN)/python benches/evaluate.py $(BENCH_ARGS)
+	$(BIN)/python benches/run.py --rows $(BENCH_ROWS)
+	$(BIN)/python benches/evaluate.py --rows $(BENCH_ROWS)
 
 # ---- Release
 

@@ -1,8 +1,8 @@
 """One peer against pope_fast in one process: `python jobs.py JOB PEER FOLDER THREADS` prints a JSON line.
 
-JOB is AB (a log in FOLDER) or D (ragged tokens in FOLDER). Both sides run on the same arrays in turn, so their
-ratio is free of whatever else changes between two processes. The numbers of both must agree; if they do not,
-there is nothing to compare and the exit code is 1.
+JOB is AB (a log in FOLDER) or D (ragged tokens in FOLDER). Both sides run on the same arrays in turn, so that
+no change of the machine favors one of them. The numbers of both must agree; if they do not, there is nothing
+to compare and the exit code is 1.
 
 A   IPS, SNIPS, clipped IPS, ESS, largest weight, standard error of SNIPS clustered by prompt.
 B   cluster masses within each prompt, their entropy, its mean and variance over prompts.
@@ -106,7 +106,7 @@ def measure(job: str, peer: str, folder: Path, threads: int) -> dict[str, Any]:
     sides = functions(job, data, implementation, threads)
     found: dict[str, dict[str, Any]] = {}
     for side, parts in sides.items():
-        # All parts together: what an allocator keeps after the first one must not hide the need of the second.
+        # All parts together: what an allocator keeps after the first must not hide what the second needs.
         found[side], out[f"{side} extra memory bytes"] = extra_memory(
             lambda parts=parts: {part: call() for part, call in parts.items()}
         )

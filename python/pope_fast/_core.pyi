@@ -78,26 +78,7 @@ class State:
 
 @final
 class Snapshot:
-    def summary(
-        self,
-        policy: str,
-        *,
-        level: float = 0.95,
-        diversity_weight: float = 1.0,
-        diversity_order: int = 3,
-        repeated_share: float = 0.5,
-        order_share: float = 0.9,
-        kappa: float = 1.0,
-    ) -> dict[str, Any]: ...
-    def difference(
-        self,
-        a: str,
-        b: str,
-        *,
-        level: float = 0.95,
-        diversity_weight: float = 1.0,
-        diversity_order: int = 3,
-        repeated_share: float = 0.5,
-        order_share: float = 0.9,
-    ) -> dict[str, Any]: ...
+    # Options: level, diversity_weight, diversity_order, repeated_share, order_share, kappa, tau.
+    def summary(self, policy: str, **options: Any) -> dict[str, Any]: ...
+    def differences(self, policies: list[str], **options: Any) -> list[dict[str, Any]]: ...
     def behavior(self, *, level: float = 0.95) -> dict[str, Any]: ...

@@ -230,13 +230,14 @@ def evaluate(
     policies, columns, thresholds = _policies(policy), _pairs(column, "--column"), _thresholds(threshold)
     bounds, compared = _range(reward_range), _compared(compare)
     with _user_errors():
-        import pope_fast
+        from pope_fast.evaluate import evaluate as estimate
+        from pope_fast.log import read_log
 
         known = _truth(truth)
         # What the reader of the log warns about comes with the evaluation, and is printed with it.
         warnings.simplefilter("ignore", PopeWarning)
-        evaluation = pope_fast.evaluate(
-            pope_fast.read_log(
+        evaluation = estimate(
+            read_log(
                 log,
                 columns=columns or None,
                 policies=policies,
@@ -323,11 +324,12 @@ def validate(
     """
     policies, columns, bounds = _policies(policy), _pairs(column, "--column"), _range(reward_range)
     with _user_errors():
-        import pope_fast
+        from pope_fast.log import validate as check
 
         warnings.simplefilter("ignore", PopeWarning)
-        source = pope_fast.read_log(log, columns=columns or None, policies=policies, reward_range=bounds)
-        report = pope_fast.validate(source, max_faults=max_faults)
+        report = check(
+            log, max_faults=max_faults, columns=columns or None, policies=policies, reward_range=bounds
+        )
         if json_to is not None:
             from pope_fast.report.json import dumps, to_plain
 

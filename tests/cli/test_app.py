@@ -48,3 +48,15 @@ def test_a_start_loads_no_data_library() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True)
     loaded = set(json.loads(done.stdout.decode().splitlines()[-1]))
     assert loaded.isdisjoint({"pandas", "pyarrow", "torch", "ray", "matplotlib", "scipy", "polars"})
+
+
+def test_the_package_and_its_function_of_one_name_live_together() -> None:
+    # `pope_fast.evaluate` is a sub-package, which the import system binds, and the function that users call.
+    code = (
+        "import pope_fast\n"
+        "import pope_fast.evaluate.results, pope_fast.report.table\n"
+        "assert callable(pope_fast.evaluate) and callable(pope_fast.validate)\n"
+        "from pope_fast.evaluate.results import Evaluation\n"
+        "assert pope_fast.Evaluation is Evaluation\n"
+    )
+    subprocess.run([sys.executable, "-c", code], timeout=60, check=True)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import Run
 
-import pope_fast
+from pope_fast.evaluate import evaluate
 from pope_fast.report.table import render_text
 
 
@@ -26,7 +26,7 @@ def test_the_table_names_every_quantity_and_both_verdicts(run: Run, log: Path) -
     assert outcome.code == 0
     for needle in ("near", "✔ reliable", "far", "✘ unreliable", "V value", "U utility", "D ", "ESS", "next:"):
         assert needle in outcome.stdout
-    assert outcome.stdout.strip() == render_text(pope_fast.evaluate(str(log)), width=120).strip()
+    assert outcome.stdout.strip() == render_text(evaluate(str(log)), width=120).strip()
 
 
 def test_json_to_stdout_is_all_there_is(process: Run, log: Path) -> None:
@@ -36,7 +36,7 @@ def test_json_to_stdout_is_all_there_is(process: Run, log: Path) -> None:
     assert set(content["results"]) == {"near", "far"}
     assert content["results"]["far"]["verdict"] == "unreliable"
     assert content["n-samples"]["near"]["original"] == 1200
-    assert content["results"]["near"] == pope_fast.evaluate(str(log)).to_json()["results"]["near"]
+    assert content["results"]["near"] == evaluate(str(log)).to_json()["results"]["near"]
 
 
 def test_files_are_written_beside_the_table(run: Run, log: Path, tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_policies_and_columns_can_be_named(run: Run, table: pa.Table, tmp_path: 
     assert outcome.code == 0
     results = json.loads(outcome.stdout)["results"]
     assert list(results) == ["mine"]
-    expected = pope_fast.evaluate(table)["near"]
+    expected = evaluate(table)["near"]
     assert results["mine"]["utility,sn_tips"] == expected.utility.value
 
 
@@ -251,7 +251,7 @@ def test_an_interrupt_is_no_verdict(run: Run, log: Path, monkeypatch: pytest.Mon
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pope_fast, "evaluate", interrupted)
+    monkeypatch.setattr("pope_fast.evaluate.evaluate", interrupted)
     outcome = run("evaluate", log, "--fail-on", "unreliable")
     assert outcome.code == 130
     assert "Traceback" not in outcome.stderr
@@ -261,7 +261,7 @@ def test_a_defect_shows_where_and_is_no_verdict(run: Run, log: Path, monkeypatch
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr(pope_fast, "evaluate", broken)
+    monkeypatch.setattr("pope_fast.evaluate.evaluate", broken)
     outcome = run("evaluate", log, "--fail-on", "unreliable")
     assert outcome.code == 70
     assert "ZeroDivisionError: a defect" in outcome.stderr

@@ -43,7 +43,8 @@ def test_pool_of_forked_workers_gives_the_bits_of_one_process() -> None:
         merged = states[2]
         for other in (states[0], states[3], states[1]):
             merged.merge(other)
-        print(merged.n_rows == whole.n_rows, repr(merged.snapshot().summary("p0")) == repr(whole.snapshot().summary("p0")))
+        numbers = [repr(state.snapshot().summary("p0")) for state in (merged, whole)]
+        print(merged.n_rows == whole.n_rows, numbers[0] == numbers[1])
         """
     )
     assert printed.split() == ["True", "True"]

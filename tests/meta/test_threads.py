@@ -99,8 +99,8 @@ def test_threads_that_share_arrays_get_the_bits_of_one_thread() -> None:
 
 
 def test_a_state_can_be_looked_at_while_another_thread_updates_it() -> None:
-    # The update listens for Ctrl-C, for which it needs the interpreter; a reader that waited for the update with the
-    # interpreter in its hands would stop both for ever.
+    # The update listens for Ctrl-C, for which it needs the interpreter; a reader that waited for the update
+    # without letting the interpreter go would stop both for ever.
     printed = output_of(
         """
         import threading, time

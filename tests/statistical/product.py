@@ -1,18 +1,63 @@
+"""What the product itself says about arrays: a thin reader of the compiled state."""
+
+from __future__ import annotations
+
+import math
 from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
-from pope_fast.reference import *
-from pope_fast.reference import utility as U, intervals as I, diagnostics as D, tails as T, marginal as M, diversity as V
-@dataclass
+import numpy.typing as npt
+
+from pope_fast import _core
+
+# Log-probabilities are at most 0; what both policies share cancels in the ratio.
+COMMON = -60.0
+
+
+@dataclass(frozen=True)
 class Reading:
-    estimates: dict; intervals: dict; diagnostics: dict; summary: dict
-def read(logw,reward,*,unit=None,cluster=None,level=.95):
-    logw=np.asarray(logw,float); reward=np.asarray(reward,float)
-    u=np.arange(len(logw)) if unit is None else np.asarray(unit)
-    est={}
-    for n,f in dict(ips=U.ips,snips=U.snips,tips=U.tips,sn_tips=U.sn_tips,cv=U.control_variate,psis=U.psis,baseline_dr=U.baseline_dr).items():
-        e=f(logw,reward,u); est[n]=(e.value,e.standard_error)
-    iv={"delta":I.delta(U.sn_tips(logw,reward,u),level),"snips delta":I.delta(U.snips(logw,reward,u),level),"worst_case_tail":I.worst_case_tail(logw,reward,u,level=level),"robust":I.mirrored_truncated_t(logw,reward,u,level=level),"certified":I.log_smoothing(logw,reward,u,level=level)}
-    from pope_fast.reference.units import unit_means
-    a=unit_means(np.exp(logw),u)
-    dg=dict(ess=D.effective_sample_size(logw,u),k_hat=T.pareto_k(logw),kl_target_behavior=D.kl_target_behavior(logw,u),log_e_value=float(np.log(max(I.mean_weight_e_value(a),1e-300))),mean_weight=a.mean())
-    return Reading(est,{k:tuple(v) for k,v in iv.items()},dg,{})
+    """Utility estimators (value, standard error), the intervals of the utility, and everything else, by name."""
+
+    estimates: dict[str, tuple[float, float]]
+    intervals: dict[str, tuple[float, float]]
+    diagnostics: dict[str, Any]
+    summary: dict[str, Any]
+
+
+def ends(named: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    """The intervals of one named estimate, by method."""
+    return {i["method"]: (i["interval"]["low"], i["interval"]["high"]) for i in named["intervals"]}
+
+
+def read(
+    logw: npt.ArrayLike,
+    reward: npt.ArrayLike,
+    *,
+    unit: npt.ArrayLike | None = None,
+    cluster: npt.ArrayLike | None = None,
+    level: float = 0.95,
+    **options: Any,
+) -> Reading:
+    """Evaluate one policy; every row is a unit of its own unless ``unit`` says otherwise."""
+    target = np.asarray(logw, dtype=np.float64) + COMMON
+    key = np.arange(len(target)) if unit is None else np.asarray(unit, dtype=np.int64)
+    state = _core.State(["p"], (0.0, 1.0), has_cluster=cluster is not None)
+    labels = None if cluster is None else np.asarray(cluster, dtype=np.int64)
+    behavior = np.full(len(target), COMMON)
+    state.update(key, behavior, [target], np.asarray(reward, dtype=np.float64), cluster=labels, threads=1)
+    summary = state.snapshot().summary("p", level=level, **options)
+    named = {estimate["name"]: estimate for estimate in summary["utility"]}
+    intervals = ends(named["sn_tips"]) | {"snips delta": ends(named["snips"])["delta"]}
+    return Reading(
+        {name: (e["value"], e["standard_error"]) for name, e in named.items()},
+        intervals,
+        summary["diagnostics"],
+        summary,
+    )
+
+
+def k_hat(reading: Reading) -> float:
+    """Tail index, infinite if there is no tail to fit."""
+    value = reading.diagnostics["k_hat"]
+    return math.inf if value is None else float(value)

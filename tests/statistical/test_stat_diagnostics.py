@@ -33,8 +33,8 @@ def test_false_alarms_stay_below_the_nominal_rate(kl, n):
     times = 250
     by_e, by_t = rejections(LogNormal(kl), n, times, 53)
     assert by_e <= ALPHA + 2 * standard_error(ALPHA, times)
-    if kl >= 2:
-        assert by_t > 0.15
+    if kl == 4.5:
+        assert by_t > 0.2
 
 
 def test_power_against_noisy_log_probabilities():

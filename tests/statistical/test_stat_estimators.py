@@ -1,7 +1,8 @@
 """Accuracy of the utility estimators on log-normal weights (E2): who wins where, and by how much.
 
-Claims: at KL 4.5 and n = 5000 the root mean squared errors of SN-TIPS, SN-PSIS, CV, SNIPS and IPS are ordered and near
-.075, .090, .106, .117 and 1.42; SN-TIPS is best at KL >= 2 and within 6 % of the best below; CV is best at KL <= .5.
+Claims: at KL 4.5 and n = 5000 the root mean squared errors of SN-TIPS, SN-PSIS, CV, SNIPS and IPS are
+ordered and near .075, .090, .106, .117 and 1.42; SN-TIPS is best at KL >= 2 and within 6 % of the best
+below; CV is best at KL <= .5.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def test_ranking_far_from_the_log(far):
     assert far["psis"] < far["cv"] < far["ips"]
 
 
-@pytest.mark.parametrize(("name", "expected"), [("sn_tips", 0.075), ("psis", 0.090), ("cv", 0.106), ("snips", 0.117)])
+@pytest.mark.parametrize(
+    ("name", "expected"), [("sn_tips", 0.075), ("psis", 0.090), ("cv", 0.106), ("snips", 0.117)]
+)
 def test_size_of_the_errors_far_from_the_log(name, expected, far):
     assert far[name] == pytest.approx(expected, rel=0.2)
 

@@ -19,7 +19,8 @@ FloatArray = npt.NDArray[np.float64]
 class LogNormal:
     """E2, or E5 if part of the target's mass is off the support; one response per unit.
 
-    The intercept and slope reproduce the widths of the published table of coverages, which does not state them.
+    The intercept and slope reproduce the widths of the published table of coverages, which does not state
+    them.
     """
 
     kl: float

@@ -16,6 +16,7 @@ from pope_fast.evaluate.findings import VERDICT_LEVELS, AACalibration, Diagnosti
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
     from pope_fast.log import RewardRange
 
 __all__ = [
@@ -341,7 +342,8 @@ class Evaluation(Mapping[str, PolicyValue]):
     @property
     def verdict(self) -> Verdict:
         """The worst verdict of any policy, with every policy's findings under its name."""
-        level = max((p.verdict.level for p in self.values()), key=VERDICT_LEVELS.index, default="reliable")
+        levels = {policy.verdict.level for policy in self.values()}
+        level = next((level for level in reversed(VERDICT_LEVELS) if level in levels), VERDICT_LEVELS[0])
         findings = (
             replace(finding, message=f"{name}: {finding.message}")
             for name, policy in self.items()

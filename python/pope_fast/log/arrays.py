@@ -180,7 +180,8 @@ def _dictionary_keys(
             if len(labels) >= MAX_LABELS:
                 break
             labels[key] = label.decode("utf-8", "replace") if isinstance(label, bytes) else label
-    return np.asarray(hashes, dtype=np.int64)[as_numpy(indices)]
+    spread: NDArray[np.int64] = np.asarray(hashes, dtype=np.int64)[as_numpy(indices)]
+    return spread
 
 
 def _narrow_text(array: Array) -> Array:
@@ -204,10 +205,8 @@ def text_hashes(array: Array) -> NDArray[np.uint64]:
     array = _narrow_text(plain(array))
     type_ = array.type
     if is_list_type(type_):
-        lists = _as_large_list(array.fill_null([]) if array.null_count else array)
-        offsets = as_numpy(lists.offsets)
-        inner = lists.values.slice(int(offsets[0]), int(offsets[-1] - offsets[0]))
-        return _core.hash_lists(offsets - offsets[0], text_hashes(inner).view(np.int64))
+        offsets, inner = ragged(array)
+        return _core.hash_lists(offsets, text_hashes(inner).view(np.int64))
     if pa.types.is_struct(type_):
         return text_hashes(_struct_text(array))
     if not is_text_type(type_):
@@ -246,10 +245,20 @@ def _is_integer_list(type_: DataType) -> bool:
     return is_list_type(type_) and bool(pa.types.is_integer(type_.value_type))
 
 
-def _as_large_list(array: Array) -> Array:
-    if pa.types.is_large_list(array.type):
-        return array
-    return array.cast(pa.large_list(array.type.value_type))
+def ragged(array: Array) -> tuple[NDArray[np.int64], Array]:
+    """Return offsets that start at 0, and the values that they cut; a null list counts as empty."""
+    type_ = array.type
+    if array.null_count == 0 and (pa.types.is_list(type_) or pa.types.is_large_list(type_)):
+        raw = as_numpy(array.offsets)
+        first, last = int(raw[0]), int(raw[-1])
+        offsets = raw.astype(np.int64) if first == 0 else raw.astype(np.int64) - first
+        return offsets, array.values.slice(first, last - first)
+    import pyarrow.compute as pc
+
+    # Not by a cast: from list views it gives wrong lists.
+    edges = np.zeros(len(array) + 1, dtype=np.int64)
+    np.cumsum(as_numpy(pc.list_value_length(array).fill_null(0)), out=edges[1:])
+    return edges, pc.list_flatten(array)
 
 
 def _list_hashes(array: Array, column: str, first_row: int) -> NDArray[np.uint64]:
@@ -298,10 +307,8 @@ def token_lists(
         raise SchemaError(
             f"wrong type {array.type}: lists are needed", column=column, remedy="cast the column to lists"
         )
-    lists = _as_large_list(array)
-    raw = np.asarray(as_numpy(lists.offsets))
-    offsets = raw if raw[0] == 0 else raw - raw[0]
-    inner = plain(lists.values.slice(int(raw[0]), int(raw[-1] - raw[0])))
+    offsets, inner = ragged(array)
+    inner = plain(inner)
     if inner.null_count:
         token = int(np.flatnonzero(as_numpy(inner.is_null()))[0])
         row = int(np.searchsorted(offsets, token, side="right")) - 1

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pope_fast.log.arrays import NULL_REMEDIES, as_numpy, plain
+from pope_fast.log.arrays import NULL_REMEDIES, as_numpy, plain, ragged
 from pope_fast.log.arrow_types import Array
 from pope_fast.log.batches import LOGPROB_SLACK
 from pope_fast.log.columns import Fault, split_role
@@ -130,19 +130,17 @@ def check_number(
 
 def check_tokens(book: FaultBook, array: Array, role: str, column: str, first_row: int) -> NDArray[np.int64]:
     """Check a column of token log-probs and return the lengths of its lists, -1 for null."""
-    import pyarrow.compute as pc
-
     array = plain(array)
     null = _nulls(book, array, role, column, first_row)
     if pa.types.is_null(array.type):
         return np.full(len(array), -1, dtype=np.int64)
-    lists = array.cast(pa.large_list(array.type.value_type))
-    lengths = as_numpy(pc.list_value_length(lists).fill_null(-1)).astype(np.int64)
+    offsets, inner = ragged(array)
+    inner = plain(inner)
+    lengths = np.where(null, -1, np.diff(offsets))
     remedy = "score the response; an empty list would mean a propensity of 1"
     empty = np.flatnonzero((lengths == 0) & ~null)
     book.rows(column, "empty", "empty list of token log-probs", remedy, empty + first_row)
-    parents = as_numpy(pc.list_parent_indices(lists))
-    inner = plain(pc.list_flatten(lists))
+    parents = np.repeat(np.arange(len(array)), np.diff(offsets))
 
     def fault(kind: str, bad: NDArray[np.bool_], message: str, remedy: str) -> None:
         book.rows(column, kind, message, remedy, np.unique(parents[bad]) + first_row)

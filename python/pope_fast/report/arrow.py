@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 
 from pope_fast.evaluate.results import Estimate, Evaluation, PolicyValue
 
-SCHEMA = pa.schema(
-    [
-        pa.field("policy", pa.string(), nullable=False),
-        pa.field("metric", pa.string(), nullable=False),
-        pa.field("estimator", pa.string(), nullable=False),
-        pa.field("headline", pa.bool_(), nullable=False),
-        pa.field("value", pa.float64()),
-        pa.field("standard_error", pa.float64()),
-        pa.field("low", pa.float64()),
-        pa.field("high", pa.float64()),
-        pa.field("level", pa.float64()),
-        pa.field("method", pa.string()),
-        pa.field("unit", pa.string(), nullable=False),
-        pa.field("verdict", pa.string(), nullable=False),
-        pa.field("note", pa.string()),
-    ]
-)
+FIELDS: list[pa.Field[Any]] = [
+    pa.field("policy", pa.string(), nullable=False),
+    pa.field("metric", pa.string(), nullable=False),
+    pa.field("estimator", pa.string(), nullable=False),
+    pa.field("headline", pa.bool_(), nullable=False),
+    pa.field("value", pa.float64()),
+    pa.field("standard_error", pa.float64()),
+    pa.field("low", pa.float64()),
+    pa.field("high", pa.float64()),
+    pa.field("level", pa.float64()),
+    pa.field("method", pa.string()),
+    pa.field("unit", pa.string(), nullable=False),
+    pa.field("verdict", pa.string(), nullable=False),
+    pa.field("note", pa.string()),
+]
+
+SCHEMA = pa.schema(FIELDS)
 """Columns of :func:`evaluation_to_arrow`; null stands for what is not available."""
 
 

@@ -30,11 +30,21 @@ pub struct Options {
     pub order_share: f64,
     /// Mean of `e^eps` of noisy log-probabilities, from an A/A column; weights are divided by it in bounded intervals.
     pub kappa: f64,
+    /// Truncation level of the weights; `None` for `sqrt(n)` times the mean weight.
+    pub tau: Option<f64>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { level: 0.95, diversity_weight: 1.0, max_order: MAX_ORDER, repeated_share: 0.5, order_share: 0.9, kappa: 1.0 }
+        Options {
+            level: 0.95,
+            diversity_weight: 1.0,
+            max_order: MAX_ORDER,
+            repeated_share: 0.5,
+            order_share: 0.9,
+            kappa: 1.0,
+            tau: None,
+        }
     }
 }
 
@@ -49,6 +59,9 @@ impl Options {
         }
         if !(1..=MAX_ORDER).contains(&self.max_order) {
             return fail(format!("diversity_order must be between 1 and {MAX_ORDER}, not {}", self.max_order));
+        }
+        if self.tau.is_some_and(|tau| !(tau > 0.0)) {
+            return fail("tau must be positive".into());
         }
         if !(self.kappa > 0.0 && self.kappa.is_finite()) {
             return fail(format!("kappa must be positive and finite, not {}", self.kappa));
@@ -268,6 +281,10 @@ record! {
     /// Policy `a` minus policy `b` on the same units.
     #[derive(Clone, Debug)]
     pub struct Difference {
+        /// Policy `a`.
+        a: String,
+        /// Policy `b`.
+        b: String,
         /// Difference of utilities.
         utility: Named,
         /// Difference of headline diversities.
@@ -349,35 +366,37 @@ impl Snapshot {
         }
     }
 
-    /// Policy `a` minus policy `b`, by the grouped jackknife on the units both share.
-    pub fn difference(&self, a: &str, b: &str, options: &Options) -> Result<Difference> {
-        let reading = |name| Reading::new(self, self.policy_index(name)?, options);
-        let (a, b) = (reading(a)?, reading(b)?);
-        let lambda = options.diversity_weight;
-        let replicates = |r: &Reading<'_>| {
-            let (whole, without) = r.replicates();
-            let total = |x: &[f64]| x[0] + lambda * x.get(1).copied().unwrap_or(0.0);
-            let extend = |mut x: Vec<f64>| {
-                x.push(total(&x));
-                x
-            };
-            (extend(whole), without.into_iter().map(|(m, x)| (m, extend(x))).collect::<Vec<_>>())
-        };
-        let ((whole_a, without_a), (whole_b, without_b)) = (replicates(&a), replicates(&b));
-        let minus = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x - y).collect::<Vec<f64>>();
-        let whole = minus(&whole_a, &whole_b);
-        let without: Vec<_> = without_a.iter().zip(&without_b).map(|((m, x), (_, y))| (*m, minus(x, y))).collect();
-        let joint = jackknife_pairs(&whole, &without);
-        let named = |i: usize, name: &str| {
-            let error = joint.as_ref().map(|j| j.covariance[i * whole.len() + i].sqrt());
-            named_t(name, whole[i], error, "jackknife", options.level, joint.as_ref().map_or(0.0, |j| j.groups as f64 - 1.0))
-        };
-        let last = whole.len() - 1;
-        Ok(Difference {
-            utility: named(0, "utility"),
-            diversity: (last == 2).then(|| named(1, "diversity")),
-            value: named(last, "value"),
-        })
+    /// Every policy minus every later one, by the grouped jackknife on the units both share.
+    pub fn differences(&self, policies: &[String], options: &Options) -> Result<Vec<Difference>> {
+        let replicates = policies
+            .iter()
+            .map(|name| Ok(Reading::new(self, self.policy_index(name)?, options)?.value_replicates()))
+            .collect::<Result<Vec<_>>>()?;
+        let pairs = (0..policies.len()).flat_map(|i| (i + 1..policies.len()).map(move |j| (i, j)));
+        Ok(pairs.map(|(i, j)| difference(&policies[i], &policies[j], &replicates[i], &replicates[j], options.level)).collect())
+    }
+}
+
+/// A vector of statistics on everything, and without each bucket.
+type Replicates = (Vec<f64>, Vec<(u64, Vec<f64>)>);
+
+fn difference(a: &str, b: &str, of_a: &Replicates, of_b: &Replicates, level: f64) -> Difference {
+    let minus = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x - y).collect::<Vec<f64>>();
+    let whole = minus(&of_a.0, &of_b.0);
+    let without: Vec<_> = of_a.1.iter().zip(&of_b.1).map(|((m, x), (_, y))| (*m, minus(x, y))).collect();
+    let joint = jackknife_pairs(&whole, &without);
+    let df = joint.as_ref().map_or(0.0, |j| j.groups as f64 - 1.0);
+    let named = |i: usize, name: &str| {
+        let error = joint.as_ref().map(|j| j.covariance[i * whole.len() + i].max(0.0).sqrt());
+        named_t(name, whole[i], error, "jackknife", level, df)
+    };
+    let last = whole.len() - 1;
+    Difference {
+        a: a.to_owned(),
+        b: b.to_owned(),
+        utility: named(0, "utility"),
+        diversity: (last == 2).then(|| named(1, "diversity")),
+        value: named(last, "value"),
     }
 }
 
@@ -403,7 +422,10 @@ impl<'a> Reading<'a> {
         };
         let full = Sums::new(totals, shared.units, scale);
         // tau = sqrt(n) mean(w): the estimator does not change when all log-weights shift.
-        let wanted = 0.5 * math::ln(n as f64) + math::ln(full.whole(1).mean(A)) + f64::from(scale) * core::f64::consts::LN_2;
+        let relative = || {
+            0.5 * math::ln(n as f64) + math::ln(full.whole(1).mean(A)) + f64::from(scale) * core::f64::consts::LN_2
+        };
+        let wanted = options.tau.map_or_else(relative, math::ln);
         let log_tau = snapshot.feasible_cut(policy, wanted);
         let cut_totals = snapshot.truncated(policy, log_tau);
         let cut = Sums::new(&cut_totals, shared.units, scale);
@@ -725,8 +747,18 @@ impl<'a> Reading<'a> {
 
     // Value.
 
+    /// The same with the value `U + lambda D` at the end.
+    fn value_replicates(&self) -> Replicates {
+        let with_value = |mut x: Vec<f64>| {
+            x.push(x[0] + self.options.diversity_weight * x.get(1).copied().unwrap_or(0.0));
+            x
+        };
+        let (whole, without) = self.replicates();
+        (with_value(whole), without.into_iter().map(|(m, x)| (m, with_value(x))).collect())
+    }
+
     /// Utility and headline diversity on everything and without each bucket.
-    fn replicates(&self) -> (Vec<f64>, Vec<(u64, Vec<f64>)>) {
+    fn replicates(&self) -> Replicates {
         let (low, span) = self.span();
         let u = |p: &crate::cut::Point| low + span * utility::ratio(p);
         let mut whole = vec![u(&self.cut.whole(1))];

@@ -7,9 +7,9 @@ use pope_core::batch::Batch;
 use pope_core::state::{Config, Snapshot, State};
 use pope_core::summary::Options;
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyDict};
 
-use crate::border::{FloatArray, IntArray, run, slice, threads as resolve, to_object};
+use crate::border::{FloatArray, IntArray, PopeError, run, slice, threads as resolve, to_object};
 
 /// The mergeable state of an evaluation: exact sums, the same for any order and partition of the rows.
 #[pyclass(name = "State", module = "pope_fast._core", frozen)]
@@ -144,42 +144,30 @@ pub struct PySnapshot(Arc<Snapshot>);
 
 #[pymethods]
 impl PySnapshot {
-    /// Everything about one policy.
-    #[pyo3(signature = (policy, *, level=0.95, diversity_weight=1.0, diversity_order=3, repeated_share=0.5, order_share=0.9, kappa=1.0))]
+    /// Everything about one policy. Options are the fields of [`Options`].
+    #[pyo3(signature = (policy, **options))]
     fn summary<'py>(
         &self,
         py: Python<'py>,
         policy: &str,
-        level: f64,
-        diversity_weight: f64,
-        diversity_order: usize,
-        repeated_share: f64,
-        order_share: f64,
-        kappa: f64,
+        options: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let options =
-            Options { level, diversity_weight, max_order: diversity_order, repeated_share, order_share, kappa };
+        let options = read_options(options)?;
         let summary = run(py, |_| self.0.summary(policy, &options))?;
         to_object(py, summary.into())
     }
 
-    /// Policy `a` minus policy `b` on the same units.
-    #[pyo3(signature = (a, b, *, level=0.95, diversity_weight=1.0, diversity_order=3, repeated_share=0.5, order_share=0.9))]
-    fn difference<'py>(
+    /// Every policy minus every later one on the same units.
+    #[pyo3(signature = (policies, **options))]
+    fn differences<'py>(
         &self,
         py: Python<'py>,
-        a: &str,
-        b: &str,
-        level: f64,
-        diversity_weight: f64,
-        diversity_order: usize,
-        repeated_share: f64,
-        order_share: f64,
+        policies: Vec<String>,
+        options: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let options =
-            Options { level, diversity_weight, max_order: diversity_order, repeated_share, order_share, kappa: 1.0 };
-        let difference = run(py, |_| self.0.difference(a, b, &options))?;
-        to_object(py, difference.into())
+        let options = read_options(options)?;
+        let differences = run(py, |_| self.0.differences(&policies, &options))?;
+        to_object(py, differences.into())
     }
 
     /// What the log itself earned.
@@ -187,4 +175,22 @@ impl PySnapshot {
     fn behavior<'py>(&self, py: Python<'py>, level: f64) -> PyResult<Bound<'py, PyAny>> {
         to_object(py, self.0.behavior(level).into())
     }
+}
+
+/// Options from keyword arguments; an unknown name is an error.
+fn read_options(given: Option<&Bound<'_, PyDict>>) -> PyResult<Options> {
+    let mut options = Options::default();
+    for (name, value) in given.into_iter().flatten() {
+        match name.extract::<String>()?.as_str() {
+            "level" => options.level = value.extract()?,
+            "diversity_weight" => options.diversity_weight = value.extract()?,
+            "diversity_order" => options.max_order = value.extract()?,
+            "repeated_share" => options.repeated_share = value.extract()?,
+            "order_share" => options.order_share = value.extract()?,
+            "kappa" => options.kappa = value.extract()?,
+            "tau" => options.tau = value.extract()?,
+            other => return Err(PopeError::new_err(format!("there is no option '{other}'"))),
+        }
+    }
+    Ok(options)
 }

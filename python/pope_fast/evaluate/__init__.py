@@ -1,0 +1,35 @@
+"""Evaluation of a log: estimates, intervals, diagnostics and verdicts for every target policy."""
+
+from __future__ import annotations
+
+from pope_fast.evaluate.findings import AACalibration, Diagnostics, Finding, Verdict
+from pope_fast.evaluate.results import (
+    Difference,
+    DiversitySummary,
+    Estimate,
+    Evaluation,
+    EvaluationSettings,
+    Interval,
+    PolicyValue,
+    VarianceParts,
+)
+from pope_fast.evaluate.run import ESTIMATORS, evaluate
+from pope_fast.evaluate.verdict import DEFAULT_THRESHOLDS
+
+__all__ = [
+    "DEFAULT_THRESHOLDS",
+    "ESTIMATORS",
+    "AACalibration",
+    "Diagnostics",
+    "Difference",
+    "DiversitySummary",
+    "Estimate",
+    "Evaluation",
+    "EvaluationSettings",
+    "Finding",
+    "Interval",
+    "PolicyValue",
+    "VarianceParts",
+    "Verdict",
+    "evaluate",
+]

@@ -1,0 +1,347 @@
+"""From the nested dictionaries of the native summary to frozen result records."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pope_fast.evaluate.findings import AACalibration, Diagnostics, Finding, Verdict
+from pope_fast.evaluate.results import (
+    Difference,
+    DiversitySummary,
+    Estimate,
+    Interval,
+    PolicyValue,
+    VarianceParts,
+)
+from pope_fast.evaluate.verdict import INCONSISTENT, judge
+from pope_fast.log import RewardRange
+
+__all__ = ["make_difference", "make_estimate", "make_policy_value"]
+
+Labels = Mapping[str, Mapping[int, str | int]]
+
+_BOUNDED = ("robust", "certified", "worst_case_tail")
+_VOID = "void: the log-probs are inconsistent"
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _interval(ends: Mapping[str, float], level: float, method: str) -> Interval | None:
+    """Return an interval, or None for one that is inverted or infinite."""
+    low, high = ends["low"], ends["high"]
+    if not (math.isfinite(low) and math.isfinite(high)) or low > high:
+        return None
+    return Interval(low, high, level, method)
+
+
+def make_estimate(
+    record: Mapping[str, Any],
+    level: float,
+    *,
+    name: str | None = None,
+    unit: str = "reward units",
+    headline: Sequence[str] = (),
+    void: bool = False,
+    note: str | None = None,
+) -> Estimate:
+    """Turn a named native estimate into an :class:`Estimate`.
+
+    Parameters
+    ----------
+    record
+        ``name``, ``value``, ``standard_error`` and ``intervals``.
+    level
+        Coverage of the intervals.
+    name, unit, note
+        For the estimate.
+    headline
+        Methods in order of preference for the headline interval; the first of any by default.
+    void
+        Whether intervals that need bounded weights are void.
+    """
+    intervals = {
+        item["method"]: None
+        if void and item["method"] in _BOUNDED
+        else _interval(item["interval"], level, item["method"])
+        for item in record["intervals"]
+    }
+    wanted = [method for method in headline if method in intervals] or list(intervals)[:1]
+    interval = intervals[wanted[0]] if wanted else None
+    value = _finite(record["value"])
+    if value is None:
+        note = note or "the estimate is not finite: the weights overflow"
+        interval = None
+    elif interval is None and note is None:
+        note = _VOID if void else "no interval of this kind exists for this log"
+    return Estimate(
+        name=name or record["name"],
+        value=value,
+        standard_error=_finite(record["standard_error"]),
+        interval=interval,
+        intervals=intervals,
+        unit=unit,
+        note=note,
+    )
+
+
+def _inverted(summary: Mapping[str, Any]) -> bool:
+    """Whether some interval without overlap assumptions has its lower end above its upper end."""
+    records = [summary["value"], *summary["utility"]]
+    if summary["diversity"] is not None:
+        records.append(summary["diversity"])
+    ends = (i["interval"] for record in records for i in record["intervals"] if i["method"] in _BOUNDED)
+    return any(i["low"] > i["high"] for i in ends)
+
+
+def make_policy_value(
+    summary: Mapping[str, Any],
+    *,
+    estimator: str,
+    level: float,
+    diversity_weight: float,
+    gates: Mapping[str, float],
+    labels: Labels,
+    calibration: AACalibration | None,
+    bounds: RewardRange,
+) -> PolicyValue:
+    """Judge one policy and put its numbers in order."""
+    verdict = judge(summary, gates, inverted=_inverted(summary), calibrated=calibration is not None)
+    verdict = _with_assumptions(verdict, bounds)
+    void = any(f.code == INCONSISTENT for f in verdict.findings)
+    if void:
+        # The self-normalized answer stays consistent under noisy log-probs; intervals from bounds do not.
+        method = "delta"
+    else:
+        method = "robust" if verdict.level == "unreliable" else "worst_case_tail"
+    unusable = void and verdict.level == "unreliable"
+    preference = (method, "delta", "jackknife") if method != "robust" else (method, "certified")
+
+    def estimate(record: Mapping[str, Any], **more: Any) -> Estimate:
+        made = make_estimate(record, level, headline=preference, void=void, **more)
+        return _without_interval(made) if unusable else made
+
+    by_name = {record["name"]: record for record in summary["utility"]}
+    robust = [i for i in by_name["sn_tips"]["intervals"] if i["method"] in ("robust", "certified")]
+    utilities = {}
+    for name, record in by_name.items():
+        # Bounds that assume nothing about overlap hold for the policy's utility, whatever the estimator.
+        extra = [] if name == "sn_tips" else robust
+        utilities[name] = estimate({**record, "intervals": [*record["intervals"], *extra]})
+    chosen = utilities.get(estimator)
+    if chosen is None:
+        chosen = Estimate(estimator, None, note=_why_missing(estimator))
+    detail = _diversity(summary, level, estimate, labels["cluster"])
+    diversity = None if summary["diversity"] is None else estimate(summary["diversity"], unit="nats")
+    value = estimate(summary["value"], name="value")
+    if estimator != "sn_tips":
+        value = _value_of(chosen, diversity, diversity_weight, value, level)
+    groups = {
+        _label(group["key"], labels["group"]): estimate(group["utility"]) for group in summary["groups"]
+    }
+    return PolicyValue(
+        policy=summary["policy"],
+        value=value,
+        utility=chosen,
+        diversity=diversity,
+        diversity_weight=diversity_weight,
+        utility_estimators=utilities,
+        diversity_detail=detail,
+        variance=_variance(summary["variance"], diversity_weight),
+        groups=groups,
+        welfare={record["name"]: estimate(record) for record in summary["welfare"]},
+        diagnostics=_diagnostics(summary["diagnostics"], calibration),
+        verdict=verdict,
+        headline_method=method,
+        notes=_notes(summary, groups),
+    )
+
+
+def _with_assumptions(verdict: Verdict, bounds: RewardRange) -> Verdict:
+    extra = []
+    if bounds.low == bounds.high:
+        message = f"all rewards equal {bounds.low:g}: no policy can be told from another by utility"
+        extra.append(Finding("constant_reward", "caution", message))
+    elif bounds.origin == "observed":
+        message = (
+            f"the reward range [{bounds.low:g}, {bounds.high:g}] was observed, not declared: "
+            "bounded intervals hold if no reward can lie outside (reward_range=)"
+        )
+        extra.append(Finding("observed_reward_range", "info", message))
+    if not extra:
+        return verdict
+    level = verdict.level
+    if level == "reliable" and any(f.severity == "caution" for f in extra):
+        level = "caution"
+    return Verdict(level, (*verdict.findings, *extra))
+
+
+def _without_interval(estimate: Estimate) -> Estimate:
+    return Estimate(
+        name=estimate.name,
+        value=estimate.value,
+        standard_error=estimate.standard_error,
+        interval=None,
+        intervals=dict.fromkeys(estimate.intervals),
+        unit=estimate.unit,
+        note="no interval is valid: no overlap and inconsistent log-probs",
+    )
+
+
+def _why_missing(estimator: str) -> str:
+    if estimator == "baseline_dr":
+        return "needs at least two responses for half of the units"
+    return "needs the columns baseline and baseline_mean/NAME for every policy"
+
+
+def _value_of(
+    utility: Estimate, diversity: Estimate | None, weight: float, value: Estimate, level: float
+) -> Estimate:
+    """V with another estimator of U: the error is bounded without their covariance (theory 3, L1)."""
+    if utility.value is None or diversity is None or diversity.value is None:
+        return Estimate("value", utility.value, utility.standard_error, utility.interval, utility.intervals)
+    total = utility.value + weight * diversity.value
+    intervals = {k: v for k, v in value.intervals.items() if k in ("robust", "certified")}
+    error = None
+    interval = value.interval if value.interval in intervals.values() else None
+    if utility.standard_error is not None and diversity.standard_error is not None:
+        error = utility.standard_error + weight * diversity.standard_error
+        parts = (utility.intervals.get("delta"), next(iter(diversity.intervals.values()), None))
+        if parts[0] is not None and parts[1] is not None:
+            half = parts[0].width / 2 + weight * parts[1].width / 2
+            bound = Interval(total - half, total + half, level, "delta")
+            intervals = {"delta": bound, **intervals}
+            interval = interval or bound
+    note = "standard error bounded by se(U) + lambda se(D)"
+    return Estimate("value", total, error, interval, intervals, note=note)
+
+
+def _label(key: int, labels: Mapping[int, str | int]) -> str | int:
+    return labels.get(key, key)
+
+
+def _diversity(
+    summary: Mapping[str, Any], level: float, estimate: Any, labels: Mapping[int, str | int]
+) -> DiversitySummary | None:
+    where = summary["diversity_level"]
+    prompt, marginal = summary["prompt"], summary["marginal"]
+    if where is None:
+        return None
+    measures: dict[str, Estimate] = {}
+    if prompt is not None:
+        for record in prompt["control"]:
+            measures[record["name"]] = estimate(record, unit=_unit(record["name"]))
+        for record in prompt["product"]:
+            name = f"{record['name']} (product)"
+            measures[name] = estimate(record, name=name, unit=_unit(record["name"]))
+    masses = {}
+    if marginal is not None:
+        measures["entropy"] = estimate(marginal["entropy"], unit="nats")
+        for name, key in (("entropy_plug_in", "plug_in"), ("entropy_mm", "miller_madow")):
+            note = "check value: its error is that of the jackknife"
+            measures[name] = Estimate(name, _finite(marginal[key]), unit="nats", note=note)
+        masses = {
+            _label(c["key"], labels): (c["target"], c["behavior"]) for c in marginal["clusters"]
+        }
+    sandwich = None
+    if prompt is not None and prompt["sandwich"] is not None:
+        sandwich = _interval(prompt["sandwich"], level, "sandwich")
+    if where == "prompt":
+        rule = (
+            f"within prompts: enough units have two or more draws; M = {prompt['order']} is the largest order "
+            "for which at least 90 % of them have M + 1"
+        )
+    else:
+        rule = "over the whole log: fewer than half of the units have two draws"
+    return DiversitySummary(
+        level=where,
+        measure=summary["diversity"]["name"],
+        rule=rule,
+        order=prompt["order"] if prompt is not None else None,
+        n_units_used=prompt["units_used"] if prompt is not None else summary["diagnostics"]["n_units"],
+        n_units_left_out=prompt["units_left_out"] if prompt is not None else 0,
+        measures=measures,
+        sandwich=sandwich,
+        cluster_masses=masses,
+        unseen_mass=None if marginal is None else _finite(marginal["unseen_mass"]),
+    )
+
+
+def _unit(measure: str) -> str:
+    if measure.startswith("coverage"):
+        return "clusters"
+    return "probability" if measure == "gini_simpson" else "nats"
+
+
+def _variance(record: Mapping[str, Any] | None, weight: float) -> VarianceParts | None:
+    if record is None:
+        return None
+    return VarianceParts(
+        utility=record["utility"],
+        diversity=weight * weight * record["diversity"],
+        covariance=2 * weight * record["covariance"],
+        total=record["total"],
+        lower_bound=record["lower_bound"],
+        upper_bound=record["upper_bound"],
+    )
+
+
+def _diagnostics(d: Mapping[str, Any], calibration: AACalibration | None) -> Diagnostics:
+    log_e = d["log_e_value"]
+    return Diagnostics(
+        n_units=d["n_units"],
+        n_rows=d["n_rows"],
+        ess=_finite(d["ess"]),
+        ess_fraction=_finite(d["ess"] / d["n_units"]),
+        ess_ceiling=_finite(d["ess_ceiling"]),
+        max_weight_share=_finite(d["max_weight_share"]),
+        mean_weight=_finite(d["mean_weight"]),
+        k_hat=_finite(d["k_hat"]),
+        missing_mass=_finite(d["missing_mass"]),
+        truncation=_finite(d["truncation"]),
+        e_value=math.exp(log_e) if log_e < 700 else None,
+        kl_target_behavior=_finite(d["kl_target_behavior"]),
+        kl_behavior_target=_finite(d["kl_behavior_target"]),
+        mean_log_weight=_finite(d["mean_log_weight"]),
+        mean_log_weight_standard_error=_finite(d["mean_log_weight_standard_error"]),
+        zero_weight_rows=d["zero_weight_draws"],
+        length_target=_finite(d["length_target"]),
+        length_behavior=_finite(d["length_behavior"]),
+        aa=calibration,
+    )
+
+
+def _notes(summary: Mapping[str, Any], groups: Mapping[str | int, Estimate]) -> tuple[str, ...]:
+    notes = []
+    if summary["diversity_level"] is None:
+        notes.append("no clusters in the log: V is U alone")
+    prompt = summary["prompt"]
+    if prompt is not None and prompt["units_left_out"]:
+        notes.append(
+            f"{prompt['units_left_out']:,} units have fewer than {prompt['order'] + 1} draws and are left out of D"
+        )
+    if groups:
+        notes.append("groups and welfare: SN-TIPS per group with a grouped jackknife; every group counts the same")
+    return tuple(notes)
+
+
+def make_difference(record: Mapping[str, Any], level: float, a: Verdict, b: Verdict) -> Difference:
+    """Turn a native paired difference into a :class:`Difference`."""
+    bad = [name for name, v in ((record["a"], a), (record["b"], b)) if v.level == "unreliable"]
+    note = f"not to be trusted: {' and '.join(bad)} unreliable" if bad else None
+
+    def estimate(part: Mapping[str, Any], unit: str) -> Estimate:
+        return make_estimate(part, level, unit=unit, note=note)
+
+    diversity = record["diversity"]
+    return Difference(
+        a=record["a"],
+        b=record["b"],
+        utility=estimate(record["utility"], "reward units"),
+        diversity=None if diversity is None else estimate(diversity, "nats"),
+        value=estimate(record["value"], "reward units"),
+        note=note,
+    )

@@ -1,0 +1,336 @@
+"""From a log to an :class:`Evaluation`: one pass over the rows, then everything is read off the merged state."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any, Literal
+
+import numpy as np
+
+from pope_fast import _core
+from pope_fast.errors import PopeError
+from pope_fast.evaluate.findings import AACalibration
+from pope_fast.evaluate.records import make_difference, make_policy_value
+from pope_fast.evaluate.results import Difference, Estimate, Evaluation, EvaluationSettings, Interval
+from pope_fast.evaluate.verdict import merge_thresholds
+from pope_fast.log import FeedbackLog, LogBatch, RewardRange, read_log
+
+__all__ = ["ESTIMATORS", "evaluate"]
+
+ESTIMATORS = ("sn_tips", "snips", "tips", "ips", "cv", "psis", "baseline_dr", "dm", "dr", "sndr")
+"""Names of the estimators of U."""
+
+# Every pair of more policies than this is a table nobody reads; the first ones are compared with each other.
+_MOST_COMPARED = 12
+
+
+def evaluate(
+    log: Any,
+    policies: Mapping[str, str] | Iterable[str] | None = None,
+    *,
+    diversity_weight: float = 1.0,
+    estimator: str = "sn_tips",
+    level: float = 0.95,
+    unit: str | None = None,
+    reward_range: tuple[float, float] | None = None,
+    cluster_scope: Literal["log", "prompt"] = "log",
+    diversity_order: int = 3,
+    thresholds: Mapping[str, float] | None = None,
+    aa_policy: str | None = None,
+    threads: int | None = None,
+    progress: bool | None = None,
+) -> Evaluation:
+    """Estimate utility U, diversity D and value ``V = U + lambda D`` of every target policy of a log.
+
+    Parameters
+    ----------
+    log
+        A :class:`FeedbackLog`, or anything :func:`read_log` takes: a path, a glob, an Arrow table, a data frame.
+    policies : mapping of name to column, or names, optional
+        The target policies; all of the log by default.
+    diversity_weight : float
+        lambda, in reward units per unit of diversity.
+    estimator : str
+        Estimator of U that is shown first; the others are there as well. Intervals without assumptions on overlap
+        come with any of them.
+    level : float
+        Coverage of every interval.
+    unit : str, optional
+        What is independent: "prompt" (default), "row", or a column. Every unit counts the same.
+    reward_range : (low, high), optional
+        Bounds of the reward. Without them the observed ones are used, and the result says so.
+    cluster_scope : {"log", "prompt"}
+        Whether a cluster label means the same in every prompt.
+    diversity_order : int
+        Largest order M of the headline H_M (1 to 3).
+    thresholds : mapping of str to float, optional
+        Gates of the verdict: see :data:`pope_fast.evaluate.DEFAULT_THRESHOLDS`.
+    aa_policy : str, optional
+        Column with the behavior policy's log-probs scored a second time, to calibrate noisy log-probs.
+    threads : int, optional
+        Threads; by default ``POPE_NUM_THREADS`` or all the container has. Results do not depend on it.
+    progress : bool, optional
+        Whether to show progress; None shows it on a terminal, after two seconds.
+
+    Returns
+    -------
+    Evaluation
+        A mapping of policy name to :class:`PolicyValue`.
+
+    Raises
+    ------
+    SchemaError
+        If a column, a row or a value of the log is not what it has to be.
+    PopeError
+        If an option is out of its range.
+
+    Notes
+    -----
+    The headline diversity is ``H_M`` within prompts if at least half of the units have two or more draws, with the
+    largest M <= ``diversity_order`` for which at least 90 % of these have M + 1; otherwise the entropy of the clusters
+    over the whole log. The headline interval is ``worst_case_tail``; where the verdict is ``unreliable`` it is
+    ``robust``, which assumes nothing about overlap.
+
+    Examples
+    --------
+    >>> import pope_fast as pope
+    >>> evaluation = pope.evaluate(pope.demo_log(), diversity_weight=0.5)
+    >>> evaluation["near"].utility.interval.contains(evaluation["near"].utility.value)
+    True
+    """
+    if estimator not in ESTIMATORS:
+        raise PopeError(f"there is no estimator {estimator!r}; there are: {', '.join(ESTIMATORS)}")
+    if cluster_scope not in ("log", "prompt"):
+        raise PopeError(f"cluster_scope must be 'log' or 'prompt', not {cluster_scope!r}")
+    gates = merge_thresholds(thresholds)
+    options = {"level": level, "diversity_weight": diversity_weight, "diversity_order": diversity_order}
+    opened = _open(log, policies, reward_range, unit)
+    unit = opened.unit if unit is None else unit
+    names = _names(opened, policies)
+    bounds = _range(opened, reward_range)
+    job = _Job(opened, names, _usable(bounds), unit, cluster_scope, aa_policy, threads)
+    state, aa = job.read(progress)
+    snapshot = state.snapshot()
+    labels = {"cluster": opened.cluster_labels, "group": opened.group_labels}
+    calibration = aa.result() if aa is not None else None
+    kappa = 1.0 if calibration is None else calibration.kappa
+    results = {
+        name: make_policy_value(
+            snapshot.summary(name, kappa=kappa, **options),
+            estimator=estimator,
+            level=level,
+            diversity_weight=diversity_weight,
+            gates=gates,
+            labels=labels,
+            calibration=calibration,
+            bounds=bounds,
+        )
+        for name in names
+    }
+    settings = EvaluationSettings(
+        diversity_weight=diversity_weight,
+        level=level,
+        unit=unit,
+        reward_range=bounds,
+        cluster_scope=cluster_scope,
+        estimator=estimator,
+        thresholds=gates,
+        source=opened.source,
+        versions=_versions(),
+    )
+    return Evaluation(
+        policies=results,
+        settings=settings,
+        behavior=_behavior(snapshot.behavior(level=level), level),
+        differences=_differences(snapshot, names, results, level, options),
+        warnings=tuple(opened.warnings),
+    )
+
+
+def _open(log: Any, policies: Any, reward_range: tuple[float, float] | None, unit: str | None) -> FeedbackLog:
+    if isinstance(log, FeedbackLog):
+        return log
+    if policies is not None and not isinstance(policies, Mapping):
+        policies = list(policies)
+    return read_log(log, policies=policies, reward_range=reward_range, unit=unit or "prompt")
+
+
+def _names(log: FeedbackLog, policies: Mapping[str, str] | Iterable[str] | None) -> list[str]:
+    if policies is None:
+        names = list(log.policies)
+    elif isinstance(policies, str):
+        names = [policies]
+    else:
+        names = list(policies)
+    for name in names:
+        if name not in log.policies:
+            known = ", ".join(log.policies) or "none"
+            raise PopeError(f"the log has no target policy {name!r}; it has: {known}")
+    if len(set(names)) < len(names):
+        raise PopeError("a policy is named twice")
+    return names
+
+
+def _range(log: FeedbackLog, declared: tuple[float, float] | None) -> RewardRange:
+    if declared is None:
+        return log.reward_range()
+    low, high = map(float, declared)
+    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+        raise PopeError(f"reward_range must be finite with low < high, not [{low}, {high}]")
+    return RewardRange(low, high, "declared")
+
+
+def _usable(bounds: RewardRange) -> tuple[float, float]:
+    """Bounds with some room between them: equal observed rewards still need a scale."""
+    return (bounds.low, bounds.high if bounds.high > bounds.low else bounds.low + 1.0)
+
+
+@dataclass
+class _AA:
+    """Noise of the log-probs from the behavior policy scored twice, over rows."""
+
+    state: _core.State
+    exact: int = 0
+    rows: int = 0
+
+    def add(self, batch: LogBatch, threads: int | None) -> None:
+        again = batch.aa_logprob
+        assert again is not None
+        count = _double(batch.count)
+        self.state.update(
+            None,
+            batch.behavior_logprob,
+            [again],
+            batch.reward,
+            count=count,
+            first_row=batch.first_row,
+            threads=threads,
+        )
+        self.exact += int(np.count_nonzero(again == batch.behavior_logprob))
+        self.rows += len(batch)
+
+    def result(self) -> AACalibration:
+        d = self.state.snapshot().summary("again")["diagnostics"]
+        spread = d["mean_log_weight_standard_error"] * float(d["n_draws"]) ** 0.5
+        return AACalibration(kappa=d["mean_weight"], sd_log_noise=spread, share_exact=self.exact / self.rows)
+
+
+@dataclass
+class _Job:
+    """One pass over a log into a state."""
+
+    log: FeedbackLog
+    policies: list[str]
+    bounds: tuple[float, float]
+    unit: str
+    cluster_scope: str
+    aa_policy: str | None
+    threads: int | None
+    roles: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        optional = ("cluster", "group", "count", "num_tokens")
+        self.roles = [role for role in optional if self.log.has(role)]
+        means = (f"baseline_mean/{name}" for name in self.policies)
+        if self.log.has("baseline") and all(self.log.has(mean) for mean in means):
+            self.roles.append("baseline")
+
+    def read(self, progress: bool | None) -> tuple[_core.State, _AA | None]:
+        state, aa = self.log.fold(
+            self.start,
+            self.step,
+            self.roles,
+            unit=self.unit,
+            policies=self.policies,
+            aa_policy=self.aa_policy,
+            progress=progress,
+        )
+        return state, aa
+
+    def start(self) -> tuple[_core.State, _AA | None]:
+        state = _core.State(
+            self.policies,
+            self.bounds,
+            row_units=self.unit == "row",
+            has_cluster="cluster" in self.roles,
+            has_group="group" in self.roles,
+            has_tokens="num_tokens" in self.roles,
+            has_baseline="baseline" in self.roles,
+            cluster_scope=self.cluster_scope,
+        )
+        if self.aa_policy is None:
+            return state, None
+        return state, _AA(_core.State(["again"], self.bounds, row_units=True))
+
+    def step(self, states: tuple[_core.State, _AA | None], batch: LogBatch) -> None:
+        state, aa = states
+        means = batch.baseline_mean
+        state.update(
+            batch.unit_key,
+            batch.behavior_logprob,
+            [batch.target_logprob[name] for name in self.policies],
+            batch.reward,
+            cluster=batch.cluster,
+            group=batch.group,
+            count=_double(batch.count),
+            num_tokens=_double(batch.num_tokens),
+            baseline=_double(batch.baseline) if "baseline" in self.roles else None,
+            baseline_means=[_required(means[name]) for name in self.policies]
+            if means is not None and "baseline" in self.roles
+            else None,
+            first_row=batch.first_row,
+            threads=self.threads,
+        )
+        if aa is not None:
+            aa.add(batch, self.threads)
+
+
+def _double(values: Any) -> Any:
+    return None if values is None else np.ascontiguousarray(values, dtype=np.float64)
+
+
+def _required(values: Any) -> Any:
+    return np.ascontiguousarray(values, dtype=np.float64)
+
+
+def _behavior(summary: Mapping[str, Any], level: float) -> Estimate:
+    ends = summary["interval"]
+    interval = Interval(ends["low"], ends["high"], level, "delta")
+    return Estimate(
+        name="mean",
+        value=summary["value"],
+        standard_error=summary["standard_error"],
+        interval=interval,
+        intervals={"delta": interval},
+    )
+
+
+def _differences(
+    snapshot: _core.Snapshot,
+    names: list[str],
+    results: Mapping[str, Any],
+    level: float,
+    options: Mapping[str, Any],
+) -> dict[tuple[str, str], Difference]:
+    compared = names[:_MOST_COMPARED]
+    if len(compared) < 2:
+        return {}
+    records = snapshot.differences(compared, **options)
+    return {
+        (a, b): make_difference(record, level, results[a].verdict, results[b].verdict)
+        for (a, b), record in zip(combinations(compared, 2), records, strict=True)
+    }
+
+
+def _versions() -> dict[str, str]:
+    import pyarrow
+
+    return {
+        "pope_fast": _core.build_info()["version"],
+        "numpy": np.__version__,
+        "pyarrow": pyarrow.__version__,
+        "python": ".".join(map(str, sys.version_info[:3])),
+    }

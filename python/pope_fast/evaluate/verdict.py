@@ -1,0 +1,176 @@
+"""The verdict: can this log answer for this policy, and if not, why not and what to do.
+
+The gates are those of theory, section 5. They look at the unclipped weights only: a diagnostic that is taken after
+truncation says that truncation works, not that the log covers the policy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pope_fast.errors import PopeError
+from pope_fast.evaluate.findings import Finding, Verdict, VerdictLevel
+
+__all__ = ["DEFAULT_THRESHOLDS", "INCONSISTENT", "judge", "merge_thresholds"]
+
+DEFAULT_THRESHOLDS: Mapping[str, float] = {
+    "k_hat": 0.7,  # unreliable above: the mean of the weights converges too slowly
+    "k_hat_caution": 0.5,  # caution above: their variance is infinite
+    "ess": 50.0,  # unreliable below, in units
+    "kl_margin": 1.0,  # unreliable if KL > log(n) - this
+    "unreached_mass": 0.1,  # unreliable if the mean weight is significantly below 1 - this
+    "missing_mass": 0.1,  # caution above: share of the policy beyond weights of sqrt(n)
+    "max_weight_share": 0.1,  # caution above: one unit decides
+    "unseen_mass": 0.1,  # caution above: weight in clusters that occur once
+    "e_value": 20.0,  # inconsistent log-probs above: 1 / .05
+    "mean_log_weight_z": 3.0,  # inconsistent log-probs above, in standard errors
+    "length_drift": 1.5,  # caution above: ratio of mean lengths, either way
+}
+"""Gates of the verdict. Override any of them with ``thresholds=``."""
+
+INCONSISTENT = "inconsistent_log_probs"
+"""Code of the finding that makes bounded intervals void."""
+
+
+def merge_thresholds(given: Mapping[str, float] | None) -> dict[str, float]:
+    """Lay the caller's gates over the defaults.
+
+    Raises
+    ------
+    PopeError
+        If a name is unknown or a value is not a finite number.
+    """
+    merged = dict(DEFAULT_THRESHOLDS)
+    for name, value in (given or {}).items():
+        if name not in merged:
+            raise PopeError(f"there is no threshold {name!r}; there are: {', '.join(merged)}")
+        if not math.isfinite(value):
+            raise PopeError(f"threshold {name!r} must be a finite number, not {value}")
+        merged[name] = float(value)
+    return merged
+
+
+def judge(summary: Mapping[str, Any], gates: Mapping[str, float], *, inverted: bool, calibrated: bool) -> Verdict:
+    """Judge one policy from its summary.
+
+    Parameters
+    ----------
+    summary
+        What ``Snapshot.summary`` returned.
+    gates
+        Thresholds by name.
+    inverted
+        Whether an interval came out with its lower end above its upper one.
+    calibrated
+        Whether an A/A column has calibrated the weights.
+    """
+    d = summary["diagnostics"]
+    findings = [
+        *_overlap(d, gates),
+        *_consistency(d, gates, inverted=inverted, calibrated=calibrated),
+        *_cautions(summary, d, gates),
+    ]
+    gravity = ("unreliable", "caution", "info")
+    findings.sort(key=lambda f: gravity.index(f.severity))
+    level: VerdictLevel = "reliable"
+    if findings and findings[0].severity != "info":
+        level = findings[0].severity
+    return Verdict(level, tuple(findings))
+
+
+def _overlap(d: Mapping[str, Any], gates: Mapping[str, float]) -> list[Finding]:
+    found = []
+    n = d["n_units"]
+    k_hat, ess, kl, mean = d["k_hat"], d["ess"], d["kl_target_behavior"], d["mean_weight"]
+    if k_hat is not None and k_hat > gates["k_hat"]:
+        message = (
+            f"the weights' tail is too heavy (k-hat {k_hat:.2f} > {gates['k_hat']:g}): "
+            "a few responses not in the log could change the answer"
+        )
+        found.append(Finding("heavy_tail", "unreliable", message, k_hat, gates["k_hat"]))
+    elif k_hat is not None and k_hat > gates["k_hat_caution"]:
+        message = f"the weights' variance may be infinite (k-hat {k_hat:.2f} > {gates['k_hat_caution']:g})"
+        found.append(Finding("heavy_tail", "caution", message, k_hat, gates["k_hat_caution"]))
+    if ess < gates["ess"]:
+        message = f"{n:,} units are worth only {ess:.0f} under this policy (ESS < {gates['ess']:g})"
+        found.append(Finding("low_ess", "unreliable", message, ess, gates["ess"]))
+    limit = math.log(n) - gates["kl_margin"]
+    if kl < 0:
+        message = f"the KL estimate is negative ({kl:.2f} nats): the log does not overlap with this policy"
+        found.append(Finding("no_overlap", "unreliable", message, kl, 0.0))
+    elif kl > limit:
+        message = (
+            f"the policy is {kl:.1f} nats away from the logger; {n:,} units reach {limit:.1f}. "
+            f"About {math.exp(min(kl + gates['kl_margin'], 700)):,.0f} would be needed"
+        )
+        found.append(Finding("far_policy", "unreliable", message, kl, limit))
+    standard_error = mean * math.sqrt(max(1 / ess - 1 / n, 0.0))
+    if mean + 3 * standard_error < 1 - gates["unreached_mass"]:
+        message = (
+            f"the mean weight is {mean:.3g} where 1 is expected: at least {1 - mean - 3 * standard_error:.0%} of what "
+            "this policy would answer is not in the log at all"
+        )
+        found.append(Finding("unreached_mass", "unreliable", message, 1 - mean, gates["unreached_mass"]))
+    return found
+
+
+def _consistency(
+    d: Mapping[str, Any], gates: Mapping[str, float], *, inverted: bool, calibrated: bool
+) -> list[Finding]:
+    reasons = []
+    log_e, mean_log, error = d["log_e_value"], d["mean_log_weight"], d["mean_log_weight_standard_error"]
+    if log_e > math.log(gates["e_value"]):
+        reasons.append(f"the mean weight {d['mean_weight']:.3g} is above 1 (e-value {_power(log_e)})")
+    if d["zero_weight_draws"] == 0 and mean_log > gates["mean_log_weight_z"] * error > 0:
+        reasons.append(f"the mean log-weight {mean_log:+.3g} is above 0, which no two policies can do")
+    if inverted:
+        reasons.append("an interval came out with its lower end above its upper end")
+    if not reasons:
+        return []
+    remedy = (
+        "even after the A/A calibration; look for another template, tokenizer or temperature"
+        if calibrated
+        else "score both policies with one engine, precision and batch plan, or calibrate with aa_policy="
+    )
+    message = f"inconsistent log-probs: {'; '.join(reasons)}: {remedy}"
+    return [Finding(INCONSISTENT, "caution", message, math.exp(min(log_e, 700.0)), gates["e_value"])]
+
+
+def _power(log_value: float) -> str:
+    return f"{math.exp(log_value):.3g}" if log_value < 700 else f"1e{log_value / math.log(10):.0f}"
+
+
+def _cautions(summary: Mapping[str, Any], d: Mapping[str, Any], gates: Mapping[str, float]) -> list[Finding]:
+    found = []
+    if d["missing_mass"] > gates["missing_mass"]:
+        message = (
+            f"{d['missing_mass']:.0%} of the policy lies beyond what {d['n_units']:,} units can weigh: "
+            "the tail of the interval is a worst case over that share"
+        )
+        found.append(Finding("missing_mass", "caution", message, d["missing_mass"], gates["missing_mass"]))
+    if d["max_weight_share"] > gates["max_weight_share"]:
+        message = f"one unit carries {d['max_weight_share']:.0%} of all weight"
+        found.append(
+            Finding("dominant_unit", "caution", message, d["max_weight_share"], gates["max_weight_share"])
+        )
+    marginal = summary["marginal"]
+    if summary["diversity_level"] == "marginal" and marginal["unseen_mass"] > gates["unseen_mass"]:
+        message = f"{marginal['unseen_mass']:.0%} of the weight is in clusters that occur once: D is too low"
+        found.append(
+            Finding("unseen_clusters", "caution", message, marginal["unseen_mass"], gates["unseen_mass"])
+        )
+    target, logged = d["length_target"], d["length_behavior"]
+    if target is not None and logged and target > 0:
+        ratio = max(target / logged, logged / target)
+        if ratio > gates["length_drift"]:
+            message = f"responses of {target:.0f} tokens on average against {logged:.0f} in the log"
+            found.append(Finding("length_drift", "caution", message, ratio, gates["length_drift"]))
+    if d["truncation_raised"]:
+        message = f"weights are truncated at {d['truncation']:.3g}, the lowest level that the kept tail allows"
+        found.append(Finding("truncation_raised", "info", message, d["truncation"], None))
+    if d["zero_weight_draws"]:
+        message = f"{d['zero_weight_draws']:,} logged responses are impossible under this policy"
+        found.append(Finding("zero_weights", "info", message, float(d["zero_weight_draws"]), None))
+    return found
