@@ -39,7 +39,7 @@ COLUMNS = {
 
 
 def write_parquet(log: Log, path: Path) -> None:
-    """Write the log with pyarrow's defaults: snappy, dictionaries where they help, row groups of 2^20 rows."""
+    """Write the log as pyarrow does by default: snappy, dictionaries, row groups of 2^20 rows."""
     types = {name: pa.from_numpy_dtype(getattr(log, field).dtype) for name, field in COLUMNS.items()}
     schema = pa.schema(list(types.items()))
     with pq.ParquetWriter(path, schema, compression="snappy") as writer:

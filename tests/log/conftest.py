@@ -7,7 +7,7 @@ import pytest
 from log_tables import make_table
 
 
-@pytest.fixture()
+@pytest.fixture
 def table() -> pa.Table:
     """A log without faults."""
     return make_table()

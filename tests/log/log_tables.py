@@ -56,4 +56,3 @@ def joined(batches: Any) -> dict[str, np.ndarray]:
 def read_all(log: FeedbackLog, *args: Any, **options: Any) -> dict[str, np.ndarray]:
     """All rows of a log as arrays."""
     return joined(log.batches(*args, **options))
-

@@ -10,8 +10,7 @@ from pope_fast.errors import SchemaError
 from pope_fast.log import read_log
 from pope_fast.log.columns import preferred_type, resolve
 
-
-F, I, S, T = pa.float64(), pa.int64(), pa.string(), pa.list_(pa.float32())
+F, N, S, T = pa.float64(), pa.int64(), pa.string(), pa.list_(pa.float32())
 
 
 def found(fields: dict[str, pa.DataType], *args: Any) -> tuple[dict[str, str], tuple[str, ...], list[str]]:
@@ -21,11 +20,9 @@ def found(fields: dict[str, pa.DataType], *args: Any) -> tuple[dict[str, str], t
 
 def test_own_names_are_roles_and_unknown_columns_pass() -> None:
     roles, policies, faults = found(
-        {"prompt_id": I, "reward": F, "behavior_logprob": F, "target_logprob/x": F, "shoe_size": F}
+        {"prompt_id": N, "reward": F, "behavior_logprob": F, "target_logprob/x": F, "shoe_size": F}
     )
-    assert roles == {
-        name: name for name in ("prompt_id", "reward", "behavior_logprob", "target_logprob/x")
-    }
+    assert roles == {name: name for name in ("prompt_id", "reward", "behavior_logprob", "target_logprob/x")}
     assert policies == ("x",)
     assert faults == []
 
@@ -64,7 +61,7 @@ def test_policy_names_may_hold_slashes_and_dots() -> None:
 
 
 def test_a_column_map_wins_over_own_names() -> None:
-    roles, _, faults = found({"reward": F, "stars": F, "cluster": I}, {"reward": "stars"})
+    roles, _, faults = found({"reward": F, "stars": F, "cluster": N}, {"reward": "stars"})
     assert roles["reward"] == "stars"
     assert faults == []
 
@@ -80,7 +77,10 @@ def test_naming_token_lists_by_hand_turns_the_sequence_column_off() -> None:
     [
         ({"rewrd": "reward"}, "unknown role 'rewrd'"),
         ({"reward": "rewards"}, "no such column in the log (the column map takes it for 'reward')"),
-        ({"target_logprob": "reward", "target_logprob/target": "reward"}, "two policies of one name: 'target'"),
+        (
+            {"target_logprob": "reward", "target_logprob/target": "reward"},
+            "two policies of one name: 'target'",
+        ),
     ],
 )
 def test_mistakes_in_the_column_map(columns: dict[str, str], message: str) -> None:
@@ -128,18 +128,20 @@ def test_two_policies_of_one_name_are_refused(policies: Any) -> None:
 def test_two_columns_of_one_policy_are_refused() -> None:
     table = make_table()
     doubled = pa.Table.from_arrays(
-        [*table.columns, table.column("target_logprob/near")], names=[*table.column_names, "target_logprob/near"]
+        [*table.columns, table.column("target_logprob/near")],
+        names=[*table.column_names, "target_logprob/near"],
     )
     with pytest.raises(SchemaError, match="two policies of one name"):
         read_log(doubled)
+    both = make_table(**{"target_logprob": [0.0] * 120, "target_logprob/target": [0.0] * 120})
     with pytest.raises(SchemaError, match="both 'target'"):
-        extra = {"target_logprob": [0.0] * 120, "target_logprob/target": [0.0] * 120}
-        read_log(make_table(**extra))
+        read_log(both)
 
 
 def test_two_columns_of_one_role_are_refused() -> None:
     table = make_table()
-    doubled = pa.Table.from_arrays([*table.columns, table.column("reward")], names=[*table.column_names, "reward"])
+    names = [*table.column_names, "reward"]
+    doubled = pa.Table.from_arrays([*table.columns, table.column("reward")], names=names)
     with pytest.raises(SchemaError, match="duplicate column"):
         read_log(doubled)
 
@@ -167,12 +169,12 @@ def test_mistakes_in_the_policies(policies: Any, message: str) -> None:
         ("prompt_id", pa.binary(16), True),
         ("cluster", F, False),
         ("cluster", pa.uint8(), True),
-        ("cluster", pa.list_(I), False),
+        ("cluster", pa.list_(N), False),
         ("reward", S, False),
         ("reward", pa.bool_(), True),
         ("reward", pa.decimal128(5, 2), True),
         ("behavior_logprob", S, False),
-        ("behavior_logprob", I, True),
+        ("behavior_logprob", N, True),
         ("behavior_logprob", pa.bool_(), False),
         ("behavior_token_logprobs", F, False),
         ("behavior_token_logprobs", pa.list_(S), False),
@@ -251,14 +253,14 @@ def test_map_is_a_frozen_mapping() -> None:
 
 
 def test_preferred_types_of_text_formats() -> None:
-    assert preferred_type("reward", I) == F
+    assert preferred_type("reward", N) == F
     assert preferred_type("reward", pa.bool_()) == pa.bool_()
     assert preferred_type("reward", pa.null()) == F
-    assert preferred_type("prompt_id", I) == I
+    assert preferred_type("prompt_id", N) == N
     assert preferred_type("prompt_id", pa.timestamp("s")) == S
     assert preferred_type("cluster", pa.null()) == S
-    assert preferred_type("behavior_token_logprobs", pa.list_(I)) == pa.list_(F)
+    assert preferred_type("behavior_token_logprobs", pa.list_(N)) == pa.list_(F)
     assert preferred_type("target_token_logprobs/x", pa.null()) == pa.list_(F)
-    assert preferred_type("prompt_ids", pa.list_(pa.null())) == pa.list_(I)
-    assert preferred_type("sampling", pa.struct({"top_p": I})) == pa.struct({"top_p": F})
-    assert preferred_type(None, I) == I
+    assert preferred_type("prompt_ids", pa.list_(pa.null())) == pa.list_(N)
+    assert preferred_type("sampling", pa.struct({"top_p": N})) == pa.struct({"top_p": F})
+    assert preferred_type(None, N) == N

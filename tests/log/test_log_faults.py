@@ -1,4 +1,4 @@
-"""Whatever keeps rows from being used is refused with column, row and remedy - by reading and by validating."""
+"""Whatever keeps rows from being used is refused with column, row and remedy, by reading and validating."""
 
 from __future__ import annotations
 

@@ -196,10 +196,6 @@ def frames() -> dict[str, Any]:
     import duckdb
     import polars
 
-    def relation() -> Any:
-        source = TABLE
-        return duckdb.sql("select * from source")
-
     hf = datasets.Dataset(TABLE)
     shuffled = datasets.Dataset(TABLE.take(np.arange(TABLE.num_rows)[::-1])).select(
         range(TABLE.num_rows - 1, -1, -1)
@@ -209,7 +205,7 @@ def frames() -> dict[str, Any]:
         "polars": polars.from_arrow(TABLE),
         "polars lazy": polars.from_arrow(TABLE).lazy(),
         "pandas": TABLE.to_pandas(),
-        "duckdb": relation(),
+        "duckdb": duckdb.from_arrow(TABLE),
         "reader": TABLE.to_reader(max_chunksize=11),
         "dict": {name: TABLE.column(name).to_numpy() for name in TABLE.column_names},
         "datasets": hf,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import re
 from dataclasses import replace
 
 import pytest
 
+from pope_fast.evaluate import records, verdict
 from pope_fast.evaluate.results import Estimate, Evaluation, Finding, Interval, Verdict
 from pope_fast.report import words
 
@@ -53,8 +56,8 @@ def test_unknown_names_are_shown_as_they_are() -> None:
 
 
 def with_findings(evaluation: Evaluation, level: str, *findings: Finding) -> tuple[str, ...]:
-    verdict = Verdict(level, findings)  # type: ignore[arg-type]
-    return words.next_steps(replace(evaluation["near"], verdict=verdict))
+    judged = Verdict(level, findings)  # type: ignore[arg-type]
+    return words.next_steps(replace(evaluation["near"], verdict=judged))
 
 
 def test_every_step_is_said_once_and_information_asks_for_none(evaluation: Evaluation) -> None:
@@ -62,12 +65,12 @@ def test_every_step_is_said_once_and_information_asks_for_none(evaluation: Evalu
         evaluation,
         "unreliable",
         Finding("no_overlap", "unreliable", "..."),
-        Finding("negative_kl", "unreliable", "..."),
+        Finding("far_policy", "unreliable", "..."),
         Finding("missing_mass", "info", "..."),
     )
     assert steps == (
         "Do not use the point estimates of this policy; read its intervals only.",
-        words.MORE_DATA,
+        words.NEARER,
     )
     assert with_findings(evaluation, "reliable", Finding("missing_mass", "info", "...")) == ()
 
@@ -80,9 +83,34 @@ def test_an_unknown_finding_still_leaves_a_reader_with_a_step(evaluation: Evalua
 
 @pytest.mark.parametrize(
     ("ess", "said"),
-    [(25.0, "at least 1,000 independent"), (7.3, "at least 3,500 independent"), (1e-5, "Collect responses")],
+    [(25.0, "at least 1,000 independent"), (7.3, "at least 3,500 independent"), (0.4, None), (0.0, None)],
 )
-def test_how_much_more_data_would_do(evaluation: Evaluation, ess: float, said: str) -> None:
+def test_how_much_more_data_would_do(evaluation: Evaluation, ess: float, said: str | None) -> None:
     # 500 units with ESS 25 reach 50 with 1,000 units at the least.
     steps = with_findings(evaluation, "unreliable", Finding("low_ess", "unreliable", "...", ess, 50.0))
-    assert said in steps[1]
+    assert steps[1] == words.NEARER
+    assert [said in step for step in steps[2:]] == ([True] if said else [])
+
+
+def test_every_code_that_moves_a_verdict_has_a_step() -> None:
+    source = inspect.getsource(verdict) + inspect.getsource(records)
+    codes = set(re.findall(r"Finding\(\s*\"(\w+)\", \"(?:caution|unreliable)\"", source)) | {
+        verdict.INCONSISTENT
+    }
+    assert len(codes) >= 8
+    assert codes <= set(words.STEPS)
+
+
+def test_an_unreliable_policy_shows_only_intervals_that_need_no_overlap() -> None:
+    delta = Estimate("snips", 0.5, 0.01, Interval(0.4, 0.6, 0.95, "delta"))
+    robust = Estimate("sn_tips", 0.5, 0.01, Interval(0.1, 0.9, 0.95, "robust"))
+    assert words.interval_or_reason(delta, "reliable") == "[0.400, 0.600]"
+    assert words.interval_or_reason(delta, "unreliable") == "none: no interval holds without overlap"
+    assert words.interval_or_reason(robust, "unreliable") == "[0.100, 0.900]"
+
+
+def test_notes_of_all_policies_are_said_once(evaluation: Evaluation) -> None:
+    far = evaluation["far"]
+    near = replace(evaluation["near"], notes=(*far.notes, "only here"))
+    assert words.shared_notes(replace(evaluation, policies={"near": near, "far": far})) == far.notes
+    assert words.shared_notes(replace(evaluation, policies={"far": far})) == ()

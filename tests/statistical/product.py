@@ -17,7 +17,7 @@ COMMON = -60.0
 
 @dataclass(frozen=True)
 class Reading:
-    """Utility estimators (value, standard error), the intervals of the utility, and everything else, by name."""
+    """Estimators of utility (value, standard error), intervals of utility, and everything else, by name."""
 
     estimates: dict[str, tuple[float, float]]
     intervals: dict[str, tuple[float, float]]

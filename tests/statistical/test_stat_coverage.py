@@ -1,4 +1,4 @@
-"""Coverage and width of the utility intervals at nominal 95 %, on log-normal weights (E2) and missing support (E5).
+"""Coverage and width of the utility intervals at 95 %: log-normal weights (E2), missing support (E5).
 
 The claim is the table in the documentation of the intervals.  Tolerance: three Monte Carlo standard errors
 of ours, plus .015 for the unknown error of the table's own simulation.  The naive interval must be as bad
@@ -32,8 +32,8 @@ class Row:
     certified: tuple[float, float]
 
 
-# The certified interval splits its error probability over both ends and so is a little wider than a table made with
-# the whole of it at each end (.37, .64, .86, .64 and .29): these are its own widths.
+# The certified interval splits its error probability over both ends, and so is a little wider than in a table
+# made with the whole of it at each end (.37, .64, .86, .64 and .29): these are its own widths.
 TABLE = {
     "n=200, KL .5": Row(
         200, LogNormal(0.5), 700, 1, (0.935, 0.22), (0.941, 0.22), (0.983, 0.27), (1.0, 0.39)
@@ -106,7 +106,7 @@ STEEP = [(-3.0, 2.0), (-4.0, 1.5), (2.0, -1.0)]
 @pytest.mark.parametrize(("intercept", "slope"), STEEP)
 @pytest.mark.parametrize("kl", [0.5, 2.0, 4.5])
 def test_robust_and_certified_hold_for_any_reward(kl, intercept, slope):
-    """They assume nothing of the reward; the worst-case tail can fall short where reward and weight rise together."""
+    """They assume nothing; the worst-case tail can fall short where reward and weight rise together."""
     world = LogNormal(kl, intercept, slope)
     times = 180
     covered = {"robust": 0, "certified": 0}

@@ -99,7 +99,7 @@ def test_coverage_of_diversity_intervals(name, method, readings):
 @pytest.mark.parametrize("name", ["gini_simpson", "H_3"])
 def test_bounded_diversity_intervals(name, method, readings):
     found = [ends(measures(summary)[name])[method] for summary in readings]
-    # Certified means that it holds for any tail, so it is wide here; robust is at its nominal level near the log.
+    # Certified means that it holds for any tail, so it is wide here; robust is at its nominal level.
     least = 0.98 if method == "certified" else 0.95 - 3 * standard_error(0.95, len(readings))
     assert np.mean([low <= TRUTH[name] <= high for low, high in found]) >= least
 
@@ -132,7 +132,7 @@ def test_sandwich_contains_the_entropy_that_the_plug_in_misses(readings):
 
 
 def test_marginal_entropy_bias_is_removed():
-    """150 units of one response, 12 unequal clusters, log-normal weights of which some depend on the cluster."""
+    """150 units of one response, 12 unequal clusters, weights that depend on the cluster and noise."""
     rng = np.random.default_rng(83)
     q0 = np.arange(12, 0, -1.0)
     q0 /= q0.sum()
@@ -156,7 +156,7 @@ def test_marginal_entropy_bias_is_removed():
 
 
 def test_predicted_entropy_bias_is_the_observed_one():
-    """B with several responses per unit, which share a unit's mood: the prediction, not only the correction."""
+    """B with several, dependent responses per unit: the prediction, not only the correction."""
     rng = np.random.default_rng(89)
     prompts, responses, times = 60, 4, 1500
     q = np.array([0.4, 0.3, 0.2, 0.1])

@@ -59,7 +59,8 @@ def make_estimate(
     name, unit, note
         For the estimate.
     headline
-        Methods in order of preference for the headline interval; the first of any by default.
+        Methods in order of preference for the headline interval; the first of any by default, but none where
+        "robust" is asked for and there is nothing like it.
     void
         Whether intervals that need bounded weights are void.
     """
@@ -69,14 +70,16 @@ def make_estimate(
         else _interval(item["interval"], level, item["method"])
         for item in record["intervals"]
     }
-    wanted = [method for method in headline if method in intervals] or list(intervals)[:1]
+    wanted = [method for method in headline if method in intervals]
+    if not wanted and "robust" not in headline:
+        wanted = list(intervals)[:1]
     interval = intervals[wanted[0]] if wanted else None
     value = _finite(record["value"])
     if value is None:
         note = note or "the estimate is not finite: the weights overflow"
         interval = None
     elif interval is None and note is None:
-        note = _VOID if void else "no interval of this kind exists for this log"
+        note = _VOID if void else "no interval that needs no overlap exists for this quantity"
     return Estimate(
         name=name or record["name"],
         value=value,
@@ -334,7 +337,8 @@ def make_difference(record: Mapping[str, Any], level: float, a: Verdict, b: Verd
     note = f"not to be trusted: {' and '.join(bad)} unreliable" if bad else None
 
     def estimate(part: Mapping[str, Any], unit: str) -> Estimate:
-        return make_estimate(part, level, unit=unit, note=note)
+        # The jackknife stays among the intervals; it is not shown first where one side cannot be estimated.
+        return make_estimate(part, level, unit=unit, note=note, headline=("robust",) if bad else ("jackknife",))
 
     diversity = record["diversity"]
     return Difference(

@@ -251,8 +251,8 @@ def ragged(array: Array) -> tuple[NDArray[np.int64], Array]:
     if array.null_count == 0 and (pa.types.is_list(type_) or pa.types.is_large_list(type_)):
         raw = as_numpy(array.offsets)
         first, last = int(raw[0]), int(raw[-1])
-        offsets = raw.astype(np.int64) if first == 0 else raw.astype(np.int64) - first
-        return offsets, array.values.slice(first, last - first)
+        offsets: NDArray[np.int64] = raw.astype(np.int64, copy=False)
+        return offsets if first == 0 else offsets - first, array.values.slice(first, last - first)
     import pyarrow.compute as pc
 
     # Not by a cast: from list views it gives wrong lists.

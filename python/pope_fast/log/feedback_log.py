@@ -393,8 +393,8 @@ class FeedbackLog:
 
     def _warn_scattered(self, plan: Plan) -> None:
         self._note(
-            f"the rows of a unit (column {plan.unit!r}) are scattered over the log: they are gathered by hash, "
-            "in temporary files if memory is short; a log sorted by it is read faster"
+            f"the rows of a unit (column {plan.unit!r}) are scattered over the log: they are gathered by "
+            "hash, in temporary files if memory is short; a log sorted by it is read faster"
         )
 
     def _note(self, message: str) -> None:

@@ -23,11 +23,13 @@ class Scale:
 
     @classmethod
     def around(cls, estimates: Iterable[Estimate], extra: Iterable[float] = ()) -> Scale:
-        """Make the smallest axis that shows every estimate, every headline interval and the extra values."""
+        """Make the smallest axis that shows every interval, every estimate without one, and the extra values."""
         values = [x for x in extra if math.isfinite(x)]
         for estimate in estimates:
-            ends = (estimate.interval.low, estimate.interval.high) if estimate.interval is not None else ()
-            values.extend(x for x in (estimate.value, *ends) if x is not None and math.isfinite(x))
+            # A point far outside its interval is no reason to press all intervals flat: it sits at the edge.
+            interval = estimate.interval
+            shown = (estimate.value,) if interval is None else (interval.low, interval.high)
+            values.extend(x for x in shown if x is not None and math.isfinite(x))
         if not values:
             return cls(0.0, 1.0)
         low, high = min(values), max(values)

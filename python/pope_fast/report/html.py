@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from importlib.resources import files
 from typing import Any
 
-from pope_fast.evaluate.results import Difference, DiversitySummary, Estimate, Evaluation, PolicyValue
+from pope_fast.evaluate.results import (
+    Difference,
+    DiversitySummary,
+    Estimate,
+    Evaluation,
+    Interval,
+    PolicyValue,
+)
 from pope_fast.report import words
 from pope_fast.report.chart import Scale, interval_chart
 
@@ -64,14 +72,20 @@ def render_fragment(evaluation: Evaluation, *, truth: Mapping[str, Any] | None =
         *(_policy(policy, evaluation, scales, truth) for policy in evaluation.values()),
         _behavior(evaluation.behavior),
         _differences(evaluation),
-        "".join(f'<p class="soft">Note: {escape(warning)}</p>' for warning in evaluation.warnings),
+        "".join(
+            f'<p class="soft">Note: {escape(note)}</p>'
+            for note in (*words.shared_notes(evaluation), *evaluation.warnings)
+        ),
         _footer(evaluation),
     ]
     return '<div class="pope-fast">\n' + "\n".join(part for part in parts if part) + "\n</div>"
 
 
 def _headline(policy: PolicyValue, key: str) -> Estimate | None:
-    return {"value": policy.value, "utility": policy.utility, "diversity": policy.diversity}[key]
+    estimate = {"value": policy.value, "utility": policy.utility, "diversity": policy.diversity}[key]
+    if estimate is None:
+        return None
+    return replace(estimate, interval=words.shown_interval(estimate, policy.verdict.level))
 
 
 def _policy(
@@ -97,10 +111,10 @@ def _policy(
             f'<td class="quantity">{escape(name.strip())}</td>',
             f'<td class="num">{_point(estimate, level)}</td>',
             f'<td style="width:38%">{chart}</td>',
-            _interval_cells(estimate),
+            _interval_cells(estimate, level),
         ]
         if truth is not None:
-            cells.append(_truth_cell(known.get(key), estimate))
+            cells.append(_truth_cell(known.get(key), estimate, level))
         rows.append(f"<tr>{''.join(cells)}</tr>")
     percent = f"{100 * evaluation.settings.level:g}%"
     header = f'<th></th><th class="num">estimate</th><th></th><th>{percent} interval</th>{METHOD_HEAD}'
@@ -111,7 +125,7 @@ def _policy(
         f'<span class="badge">{words.MARKS[level]} {level}</span>'
         f'<span class="ess">{escape(words.ess_line(policy.diagnostics))}</span></div>'
         f'<table class="main"><thead><tr>{header}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-        f"{_verdict(policy)}{_groups(policy)}{_details(policy)}</section>"
+        f"{_verdict(policy, words.shared_notes(evaluation))}{_groups(policy)}{_details(policy)}</section>"
     )
 
 
@@ -124,29 +138,32 @@ def _point(estimate: Estimate, level: str) -> str:
     return f'<span class="doubt" title="{level}">{words.MARKS[level]} {text}</span>'
 
 
-def _interval_cells(estimate: Estimate) -> str:
-    if estimate.interval is None:
-        return f'<td class="why">{escape(words.interval_or_reason(estimate))}</td><td class="method"></td>'
-    ends, method = escape(words.interval_or_reason(estimate)), escape(words.label(estimate.interval.method))
+def _interval_cells(estimate: Estimate, level: str) -> str:
+    interval = words.shown_interval(estimate, level)
+    text = escape(words.interval_or_reason(estimate, level))
+    if interval is None:
+        return f'<td class="why">{text}</td><td class="method"></td>'
+    ends, method = text, escape(words.label(interval.method))
     return f'<td class="interval">{ends}</td><td class="soft method">{method}</td>'
 
 
-def _truth_cell(known: float | None, estimate: Estimate) -> str:
+def _truth_cell(known: float | None, estimate: Estimate, level: str) -> str:
     if known is None:
         return '<td class="num soft">-</td>'
     text = escape(words.figure(known, words.decimals_for(estimate)))
-    if estimate.interval is None:
+    interval = words.shown_interval(estimate, level)
+    if interval is None:
         return f'<td class="num known">{text}</td>'
-    inside = estimate.interval.contains(known)
+    inside = interval.contains(known)
     return (
         f'<td class="num known {"in" if inside else "out"}">{text} {"inside" if inside else "outside"}</td>'
     )
 
 
-def _verdict(policy: PolicyValue) -> str:
+def _verdict(policy: PolicyValue, shared: Sequence[str]) -> str:
     reasons = "".join(f"<li>{escape(reason)}</li>" for reason in policy.verdict.reasons)
     steps = "".join(f"<li>{escape(step)}</li>" for step in words.next_steps(policy))
-    notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in policy.notes)
+    notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in policy.notes if note not in shared)
     return (
         f'<div class="verdict"><p><strong>{escape(words.verdict_sentence(policy))}</strong></p>'
         + (f"<ul>{reasons}</ul>" if reasons else "")
@@ -158,7 +175,7 @@ def _verdict(policy: PolicyValue) -> str:
 def _estimate_table(estimates: Iterable[tuple[str, Estimate]], head: str, level: str) -> str:
     rows = "".join(
         f'<tr><td>{escape(name)}</td><td class="num">{_point(estimate, level)}</td>'
-        f'<td class="num">{escape(words.standard_error(estimate))}</td>{_interval_cells(estimate)}</tr>'
+        f'<td class="num">{escape(words.standard_error(estimate))}</td>{_interval_cells(estimate, level)}</tr>'
         for name, estimate in estimates
     )
     if not rows:
@@ -179,7 +196,7 @@ def _groups(policy: PolicyValue) -> str:
 def _details(policy: PolicyValue) -> str:
     utility = [(words.label(name), estimate) for name, estimate in policy.utility_estimators.items()]
     intervals = [
-        (words.label(name), "not valid here" if interval is None else words.span(interval))
+        (words.label(name), _span_or_not(interval, policy))
         for name, interval in policy.utility.intervals.items()
     ]
     blocks = [
@@ -192,6 +209,13 @@ def _details(policy: PolicyValue) -> str:
         _variance(policy),
     ]
     return f"<details><summary>Estimators, diversity and diagnostics</summary>{''.join(blocks)}</details>"
+
+
+def _span_or_not(interval: Interval | None, policy: PolicyValue) -> str:
+    needs_overlap = interval is not None and interval.method not in words.WITHOUT_OVERLAP
+    if interval is None or (needs_overlap and policy.verdict.level == "unreliable"):
+        return "does not hold here"
+    return words.span(interval)
 
 
 def _facts_table(facts: Sequence[tuple[str, str]]) -> str:
@@ -254,13 +278,8 @@ def _diversity(detail: DiversitySummary | None, level: str) -> str:
     unseen = (
         f"<p>Unseen mass: {words.percent(detail.unseen_mass)}.</p>" if detail.unseen_mass is not None else ""
     )
-    return (
-        f'<h3>Diversity</h3><p class="soft">{escape(detail.rule)}.</p>'.replace("..", ".")
-        + table
-        + sandwich
-        + unseen
-        + _clusters(detail)
-    )
+    rule = escape(detail.rule.rstrip("."))
+    return f'<h3>Diversity</h3><p class="soft">{rule}.</p>' + table + sandwich + unseen + _clusters(detail)
 
 
 def _clusters(detail: DiversitySummary) -> str:
@@ -302,7 +321,7 @@ def _variance(policy: PolicyValue) -> str:
 def _behavior(behavior: Estimate) -> str:
     return (
         f"<p>The log itself: mean reward <strong>{escape(words.point(behavior))}</strong> "
-        f"{escape(words.interval_or_reason(behavior))} (dashed line in the charts of U).</p>"
+        f"{escape(words.interval_or_reason(behavior, 'reliable'))} (dashed line in the charts of U).</p>"
     )
 
 
@@ -326,7 +345,7 @@ def _difference_rows(difference: Difference, evaluation: Evaluation) -> str:
     name = f"{difference.a} - {difference.b}"
     rows = "".join(
         f'<tr class="is-{level}"><td>{escape(name) if i == 0 else ""}</td><td>{letter}</td>'
-        f'<td class="num">{_point(estimate, level)}</td>{_interval_cells(estimate)}</tr>'
+        f'<td class="num">{_point(estimate, level)}</td>{_interval_cells(estimate, level)}</tr>'
         for i, (letter, estimate) in enumerate(estimates)
     )
     note = (

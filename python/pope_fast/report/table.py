@@ -69,7 +69,8 @@ def render(
         _heading(evaluation, ascii_only),
         _main_table(evaluation, marks, lines, width, truth),
     ]
-    parts.extend(_explanation(policy, marks) for policy in evaluation.values())
+    shared = words.shared_notes(evaluation)
+    parts.extend(_explanation(policy, marks, shared) for policy in evaluation.values())
     if compare is None and len(evaluation) <= 3:
         compare = list(combinations(evaluation, 2))
     if compare:
@@ -78,6 +79,7 @@ def render(
         )
     if any(policy.groups for policy in evaluation.values()):
         parts.append(_group_table(evaluation, marks, lines, width))
+    parts.extend(Text(f"note: {note}", style="dim") for note in shared)
     parts.extend(Text(f"note: {warning}", style="yellow") for warning in evaluation.warnings)
     return Group(*parts)
 
@@ -126,8 +128,10 @@ def _main_table(
             if i < len(rows):
                 key, name, estimate = rows[i]
                 cells += _estimate_cells(name, estimate, policy.verdict.level, marks, bold=i == 0)
-                cells += [_method(estimate)] if methods else []
-                cells += [_truth_cell(known.get(key), estimate)] if truth is not None else []
+                cells += [_method(estimate, policy.verdict.level)] if methods else []
+                cells += (
+                    [_truth_cell(known.get(key), estimate, policy.verdict.level)] if truth is not None else []
+                )
             else:
                 cells += [Text("D diversity", style="dim"), Text("n/a", style="dim")]
                 cells += [Text("not available: the log has no clusters", style="dim")]
@@ -135,7 +139,7 @@ def _main_table(
     reward = evaluation.behavior
     cells = [Text("the log itself", style="bold")]
     cells += _estimate_cells("U mean reward", reward, "reliable", marks)
-    cells += [_method(reward)] if methods else []
+    cells += [_method(reward, "reliable")] if methods else []
     table.add_row(*cells)
     return table
 
@@ -154,31 +158,33 @@ def _estimate_cells(
     strong = "bold" if bold else ""
     if bold and level != "unreliable":
         value.stylize("bold")
-    return [Text(name, style=strong), value, Text(words.interval_or_reason(estimate), style=strong)]
+    return [Text(name, style=strong), value, Text(words.interval_or_reason(estimate, level), style=strong)]
 
 
-def _method(estimate: Estimate) -> Text:
-    return Text("" if estimate.interval is None else words.label(estimate.interval.method))
+def _method(estimate: Estimate, level: str) -> Text:
+    interval = words.shown_interval(estimate, level)
+    return Text("" if interval is None else words.label(interval.method))
 
 
-def _truth_cell(known: float | None, estimate: Estimate) -> Text:
+def _truth_cell(known: float | None, estimate: Estimate, level: str) -> Text:
     if known is None:
         return Text("-", style="dim")
     value = words.figure(known, words.decimals_for(estimate))
-    if estimate.interval is None:
+    interval = words.shown_interval(estimate, level)
+    if interval is None:
         return Text(value)
-    inside = estimate.interval.contains(known)
+    inside = interval.contains(known)
     return Text(f"{value} {'in ' if inside else 'OUT'}", style="green" if inside else "red")
 
 
-def _explanation(policy: PolicyValue, marks: Mapping[str, str]) -> RenderableType:
+def _explanation(policy: PolicyValue, marks: Mapping[str, str], shared: Sequence[str]) -> RenderableType:
     level = policy.verdict.level
     style = STYLES[level]
     heading = Text(f"{marks[level]} {policy.policy}: {level}. ", style=f"bold {style}")
     heading.append(words.verdict_sentence(policy), style=f"not bold {style}")
     lines: list[RenderableType] = [heading]
     lines += [_bullet("-", reason) for reason in policy.verdict.reasons]
-    lines += [_bullet("-", note, "dim") for note in policy.notes]
+    lines += [_bullet("-", note, "dim") for note in policy.notes if note not in shared]
     lines += [_bullet("next:", step, "bold") for step in words.next_steps(policy)]
     return Padding(Group(*lines), (0, 0, 1, 0)) if len(lines) > 1 else Group(*lines)
 
@@ -253,6 +259,9 @@ def _group_cell(estimate: Estimate | None, policy: PolicyValue, marks: Mapping[s
         return Text("-", style="dim")
     level = policy.verdict.level
     if not estimate.available:
-        return Text(words.interval_or_reason(estimate), style="dim")
-    text = f"{words.point(estimate)} {words.interval_or_reason(estimate)}"
+        return Text(words.interval_or_reason(estimate, level), style="dim")
+    # The reason for a missing interval stands once below the table of the policies, not in every cell.
+    interval = words.shown_interval(estimate, level)
+    ends = "(no interval)" if interval is None else words.interval_or_reason(estimate, level)
+    text = f"{words.point(estimate)} {ends}"
     return Text(text) if level == "reliable" else Text(f"{marks[level]} {text}", style=STYLES[level])

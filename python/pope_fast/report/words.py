@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pope_fast.evaluate.results import (
@@ -26,6 +26,9 @@ METHODS: Mapping[str, str] = {
     "jackknife": "jackknife",
     "sandwich": "sandwich",
 }
+
+WITHOUT_OVERLAP = frozenset({"robust", "certified", "sandwich"})
+"""Methods whose intervals hold where the log does not cover the policy."""
 
 ESTIMATORS: Mapping[str, str] = {
     "ips": "IPS",
@@ -112,19 +115,24 @@ def span(interval: Interval, decimals: int | None = None) -> str:
     return f"[{figure(interval.low, decimals)}, {figure(interval.high, decimals)}]"
 
 
-def interval_or_reason(estimate: Estimate) -> str:
+def interval_or_reason(estimate: Estimate, level: str) -> str:
     """Give the headline interval, or why there is none; never figures of an interval that does not hold."""
-    if estimate.interval is not None:
-        return span(estimate.interval, decimals_for(estimate))
-    missing = "none" if estimate.available else "not available"
-    return f"{missing}: {estimate.note or 'no valid interval could be formed'}"
+    interval = shown_interval(estimate, level)
+    if interval is not None:
+        return span(interval, decimals_for(estimate))
+    if not estimate.available:
+        return f"not available: {estimate.note or 'it could not be computed'}"
+    usual = (
+        "no interval holds without overlap" if level == "unreliable" else "no valid interval could be formed"
+    )
+    return f"none: {estimate.note or usual}"
 
 
 def ess_line(diagnostics: Diagnostics) -> str:
-    """Say how many of the log's units speak for the policy: ``ESS 412 of 500 (82%)``."""
+    """Say how many of the log's units speak for the policy: ``ESS 412 of 500``."""
     if diagnostics.ess is None:
         return "ESS n/a"
-    return f"ESS {count(diagnostics.ess)} of {diagnostics.n_units:,} ({percent(diagnostics.ess_fraction)})"
+    return f"ESS {count(diagnostics.ess)} of {diagnostics.n_units:,}"
 
 
 def verdict_sentence(policy: PolicyValue) -> str:
@@ -160,69 +168,72 @@ def subtitle(evaluation: Evaluation) -> tuple[str, ...]:
         settings.source,
         *size,
         f"reward in [{bounds.low:g}, {bounds.high:g}] ({bounds.origin})",
-        f"V = U + {settings.diversity_weight:g} D",
+        "V = U + D" if settings.diversity_weight == 1 else f"V = U + {settings.diversity_weight:g} D",
         f"{100 * settings.level:g}% intervals",
     )
+
+
+NEARER = "Log rewards for responses of a policy nearer to this one, or of this one itself."
+
+STEPS: Mapping[str, str] = {
+    "heavy_tail": NEARER,
+    "no_overlap": NEARER,
+    "far_policy": NEARER,
+    "unreached_mass": NEARER,
+    "low_ess": NEARER,
+    "inconsistent_log_probs": (
+        "Score the behavior policy a second time with the engine that scored this one, and pass that column as "
+        "--aa-policy (in Python aa_policy=)."
+    ),
+    "dominant_unit": "Look at the heaviest unit of the log: one wrong log-probability decides there.",
+    "missing_mass": "Read the interval as wide as it is: what the log never shows, no estimator can know.",
+    "length_drift": "Compare response lengths: length alone can change sequence weights a great deal.",
+    "unseen_clusters": "Label more responses, or use coarser clusters.",
+    "constant_reward": "Choose a reward that varies, or look at the diversity alone.",
+}
+"""What to do about a finding, by its code."""
 
 
 def next_steps(policy: PolicyValue) -> tuple[str, ...]:
     """Say what a reader can do about the findings of a policy, the most pressing first, each once."""
     steps: list[str] = []
-    for finding in policy.verdict.findings:
-        if finding.severity == "info":
-            continue
-        step = _step(finding, policy.diagnostics)
-        if step is not None and step not in steps:
-            steps.append(step)
     if policy.verdict.level == "unreliable":
-        steps.insert(0, "Do not use the point estimates of this policy; read its intervals only.")
-    elif policy.verdict.level == "caution" and not steps:
+        steps.append("Do not use the point estimates of this policy; read its intervals only.")
+    for finding in policy.verdict.findings:
+        if finding.severity == "info" or finding.code not in STEPS:
+            continue
+        steps.append(STEPS[finding.code])
+        if finding.code == "low_ess":
+            steps.extend(_more_of_the_same(finding, policy.diagnostics))
+    if policy.verdict.level == "caution" and not steps:
         steps.append("Read the intervals rather than the point estimates.")
-    return tuple(steps)
+    return tuple(dict.fromkeys(steps))
 
 
-MORE_DATA = (
-    "Collect responses from a policy nearer to this one (or from this one itself) and log their rewards: "
-    "this log holds too little of what it would say."
-)
-
-STEPS: Mapping[str, str] = {
-    "no_overlap": MORE_DATA,
-    "negative_kl": MORE_DATA,
-    "heavy_tail": "Expect jumps: a mean over weights with such a tail can change with every new row.",
-    "missing_mass": "Read the interval as wide as it is: what the log never shows, no estimator can know.",
-    "dominant_unit": "Look at the heaviest prompt of the log: one wrong log-probability decides there.",
-    "inconsistent_log_probs": (
-        "Score both policies with the same engine, precision and chat template, or score the behavior policy "
-        "a second time and pass that column as --aa-policy."
-    ),
-    "length_drift": "Compare response lengths: length alone can change sequence weights a great deal.",
-    "few_units": "Log more prompts: the rows of one prompt are not independent of each other.",
-    "truncated_sampling": "Use log-probabilities of the sampler itself, after temperature, top-p and top-k.",
-    "unseen_clusters": "Label more responses, or use coarser clusters.",
-    "units_left_out": "Log more responses per prompt, or lower the order of the diversity measure.",
-}
-
-
-def _step(finding: Finding, diagnostics: Diagnostics) -> str | None:
-    if finding.code == "low_ess":
-        return _prompts_needed(finding, diagnostics)
-    return STEPS.get(finding.code)
-
-
-def _prompts_needed(finding: Finding, diagnostics: Diagnostics) -> str:
+def _more_of_the_same(finding: Finding, diagnostics: Diagnostics) -> Iterator[str]:
     # ESS grows at most in proportion to the log, so this is the least that could do, and is called that.
     ess, gate = finding.value, finding.threshold
-    if ess is None or gate is None or ess <= 0 or ess >= gate:
-        return MORE_DATA
+    if ess is None or gate is None or not 0 < ess < gate or gate > 100 * ess:
+        return
     needed = diagnostics.n_units * gate / ess
-    if needed > 1000 * diagnostics.n_units or needed > 1e9:
-        return MORE_DATA
     digits = 10 ** max(0, math.floor(math.log10(needed)) - 1)
-    return (
-        f"More of the same log would need at least {math.ceil(needed / digits) * digits:,} independent "
-        "units; responses from a policy nearer to this one need fewer."
-    )
+    yield f"Or log more of the same: at least {math.ceil(needed / digits) * digits:,} independent units."
+
+
+def shown_interval(estimate: Estimate, level: str) -> Interval | None:
+    """Give the headline interval if it may be shown: of an unreliable policy only one that needs no overlap."""
+    interval = estimate.interval
+    if interval is None or level != "unreliable" or interval.method in WITHOUT_OVERLAP:
+        return interval
+    return None
+
+
+def shared_notes(evaluation: Evaluation) -> tuple[str, ...]:
+    """Give the notes that every policy has, for them to be said once."""
+    policies = list(evaluation.values())
+    if len(policies) < 2:
+        return ()
+    return tuple(note for note in policies[0].notes if all(note in policy.notes for policy in policies))
 
 
 def truth_of(truth: Mapping[str, Any] | None, policy: PolicyValue) -> dict[str, float]:

@@ -80,7 +80,7 @@ def table(
     Returns
     -------
     SimulatedLog
-        Boolean rewards; columns ``prompt_id``, ``prompt``, ``completion``, ``reward``, ``behavior_logprob``,
+        Boolean rewards; columns ``prompt_id``, ``prompt``, ``reward``, ``behavior_logprob``,
         ``target_logprob/NAME``, ``cluster`` and, with groups, ``group``.
 
     Raises
@@ -106,7 +106,6 @@ def table(
     columns: dict[str, Any] = {
         "prompt_id": draws.prompt_id,
         "prompt": labelled(draws.prompt_type, [f"question {x}" for x in range(prompt_types)]),
-        "completion": labelled(draws.response, [f"answer {y}" for y in range(menu)]),
         "reward": rng.random(len(cluster)) < world.mean_reward(draws),
         "behavior_logprob": world.log_probability(world.behavior, draws),
     }

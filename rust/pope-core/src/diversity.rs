@@ -52,6 +52,12 @@ impl Measure {
         self.offset + self.zeta.iter().zip(zeta).map(|(c, z)| if *c == 0.0 { 0.0 } else { c * z }).sum::<f64>()
     }
 
+    /// The same, cut to the range of the measure: with few effective units the control form can leave it.
+    pub fn of_control(&self, p: &Point) -> f64 {
+        let (least, most) = self.range();
+        self.of(zeta_control(p)).clamp(least, most)
+    }
+
     /// Coefficients in terms of `p_d = sum_c q_c^d`, `d = 2, 3, 4`: `zeta_v = sum_s (-1)^s C(v, s) p_{s+1}`.
     fn powers(&self) -> [f64; MAX_ORDER] {
         const C: [[f64; MAX_DEGREE]; MAX_ORDER] = [[1.0, -1.0, 0.0, 0.0], [1.0, -2.0, 1.0, 0.0], [1.0, -3.0, 3.0, -1.0]];
@@ -135,7 +141,7 @@ impl Influence {
 pub fn estimate(measure: &Measure, sums: &Sums, degree: usize) -> Estimate {
     let p = sums.whole(degree);
     let square = influence(measure, &p).sum_of_squares(sums, degree).max(0.0);
-    Estimate { value: measure.of(zeta_control(&p)), standard_error: (square / (p.units - 1.0) / p.units).sqrt() }
+    Estimate { value: measure.of_control(&p), standard_error: (square / (p.units - 1.0) / p.units).sqrt() }
 }
 
 #[cfg(test)]

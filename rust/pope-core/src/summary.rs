@@ -543,7 +543,11 @@ impl<'a> Reading<'a> {
             name: "sn_tips".into(),
             value: e.value,
             standard_error: Some(e.standard_error),
-            intervals: intervals.into_iter().map(|(name, i)| (name, i.affine(low, span))).collect(),
+            // An inverted interval is a finding; it must not be hidden by clipping.
+            intervals: intervals
+                .into_iter()
+                .map(|(name, i)| (name, if i.inverted() { i } else { i.within(0.0, 1.0) }.affine(low, span)))
+                .collect(),
         }
     }
 
@@ -647,7 +651,7 @@ impl<'a> Reading<'a> {
         let m = 1.0 - p.sums[A] / self.full.whole(degree).sums[A];
         let tail = measure.worst_case_tail(diversity::zeta_control(&p), half, m.clamp(0.0, 1.0));
         let mut intervals = vec![("delta", Interval::around(estimate.value, half)), ("worst_case_tail", tail)];
-        let others: Vec<_> = without.iter().map(|(n, p)| (*n, measure.of(diversity::zeta_control(p)))).collect();
+        let others: Vec<_> = without.iter().map(|(n, p)| (*n, measure.of_control(p))).collect();
         if let Some(j) = jackknife(estimate.value, &others) {
             let half = t_of_level(level, j.groups as f64 - 1.0) * j.variance.sqrt();
             intervals.push(("jackknife", Interval::around(j.value, half)));
@@ -765,7 +769,7 @@ impl<'a> Reading<'a> {
         let mut without: Vec<(u64, Vec<f64>)> = self.cut.leave_one_out(1).iter().map(|(m, p)| (*m, vec![u(p)])).collect();
         match self.level {
             Level::Prompt(order) => {
-                let h = |p: &crate::cut::Point| Measure::entropy(order).of(diversity::zeta_control(p));
+                let h = |p: &crate::cut::Point| Measure::entropy(order).of_control(p);
                 whole.push(h(&self.cut.whole(order + 1)));
                 let others = self.cut.leave_one_out(order + 1);
                 without.iter_mut().zip(&others).for_each(|((_, x), (_, p))| x.push(h(p)));
