@@ -296,14 +296,14 @@ def _deliver(
     if not quiet:
         from rich.console import Console
 
-        from pope_fast.report.table import render
+        from pope_fast.report.table import render, render_text
 
         console = Console(highlight=False)
-        plain = console.options.ascii_only
-        table = render(
-            evaluation, width=console.width, truth=truth, compare=compared or None, ascii_only=plain
-        )
-        console.print(table)
+        width, plain, pairs = console.width, console.options.ascii_only, compared or None
+        if console.is_terminal:
+            console.print(render(evaluation, width=width, truth=truth, compare=pairs, ascii_only=plain))
+        else:
+            typer.echo(render_text(evaluation, width=width, truth=truth, compare=pairs, ascii_only=plain))
 
 
 @app.command()

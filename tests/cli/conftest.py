@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from runs import Outcome, Run
 from typer.testing import CliRunner
 
 from pope_fast.cli import app
 
 PROMPTS, RESPONSES = 300, 4
-
-
-class Outcome(NamedTuple):
-    """What a run left behind."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-    @property
-    def both(self) -> str:
-        return self.stdout + self.stderr
-
-
-Run = Callable[..., Outcome]
 
 
 @pytest.fixture
@@ -50,8 +35,6 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
 @pytest.fixture
 def process() -> Run:
     def invoke(*arguments: object, environment: dict[str, str] | None = None) -> Outcome:
-        import os
-
         command = [sys.executable, "-m", "pope_fast.cli", *(str(argument) for argument in arguments)]
         done = subprocess.run(
             command, capture_output=True, timeout=120, check=False, env=os.environ | (environment or {})

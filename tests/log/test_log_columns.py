@@ -182,7 +182,8 @@ def test_mistakes_in_the_policies(policies: Any, message: str) -> None:
         ("prompt_ids", pa.large_list(pa.int32()), True),
         ("prompt_ids", T, False),
         ("prompt", pa.list_(pa.struct({"role": S, "content": S})), True),
-        ("prompt", F, False),
+        ("prompt", F, True),
+        ("annotator", F, True),
         ("count", pa.int16(), True),
         ("target_logprob/x", pa.timestamp("s"), False),
     ],
@@ -257,7 +258,6 @@ def test_preferred_types_of_text_formats() -> None:
     assert preferred_type("reward", pa.bool_()) == pa.bool_()
     assert preferred_type("reward", pa.null()) == F
     assert preferred_type("prompt_id", N) == N
-    assert preferred_type("prompt_id", pa.timestamp("s")) == S
     assert preferred_type("cluster", pa.null()) == S
     assert preferred_type("behavior_token_logprobs", pa.list_(N)) == pa.list_(F)
     assert preferred_type("target_token_logprobs/x", pa.null()) == pa.list_(F)

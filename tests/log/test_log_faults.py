@@ -293,6 +293,8 @@ def test_kernel_errors_are_located() -> None:
     ]:
         error = log.locate(batches[1], SchemaError("bad", column=role, row=4, remedy="do it"))
         assert (error.column, error.row, error.message, error.remedy) == (column, 54, "bad", "do it")
+    again = next(iter(log.batches(aa_policy="target_logprob/far", policies=["near"])))
+    assert log.locate(again, SchemaError("bad", column="target_logprob/x")).column == "target_logprob/far"
     whole = log.locate(batches[0], SchemaError("bad"))
     assert (whole.column, whole.row) == (None, None)
 

@@ -193,7 +193,8 @@ def test_fold_starts_again_on_a_scattered_log() -> None:
 
 def test_fold_locates_the_errors_of_its_steps() -> None:
     def step(state: list[int], batch: LogBatch) -> None:
-        rows = range(len(batch)) if batch.row_index is None else batch.row_index
+        first = batch.first_row
+        rows = range(first, first + len(batch)) if batch.row_index is None else batch.row_index
         for i, row in enumerate(rows):
             if row == 111:
                 raise SchemaError("bad", column="target_logprob/near", row=i)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -191,34 +192,43 @@ def test_a_null_partition_is_a_missing_value(tmp_path: Path) -> None:
         read_all(read_log(tmp_path))
 
 
-def frames() -> dict[str, Any]:
-    import datasets
-    import duckdb
-    import polars
-
-    hf = datasets.Dataset(TABLE)
-    shuffled = datasets.Dataset(TABLE.take(np.arange(TABLE.num_rows)[::-1])).select(
-        range(TABLE.num_rows - 1, -1, -1)
-    )
-    return {
-        "record batch": TABLE.combine_chunks().to_batches()[0],
-        "polars": polars.from_arrow(TABLE),
-        "polars lazy": polars.from_arrow(TABLE).lazy(),
-        "pandas": TABLE.to_pandas(),
-        "duckdb": duckdb.from_arrow(TABLE),
-        "reader": TABLE.to_reader(max_chunksize=11),
-        "dict": {name: TABLE.column(name).to_numpy() for name in TABLE.column_names},
-        "datasets": hf,
-        "datasets with indices": shuffled,
-        "datasets split": datasets.DatasetDict({"train": hf}),
-        "datasets stream": hf.to_iterable_dataset(),
-        "tiny chunks": pa.Table.from_batches(TABLE.to_batches(max_chunksize=1)),
-    }
+def _hf() -> Any:
+    return pytest.importorskip("datasets").Dataset(TABLE)
 
 
-@pytest.mark.parametrize("kind", list(frames()))
+def _hf_with_indices() -> Any:
+    back = pytest.importorskip("datasets").Dataset(TABLE.take(np.arange(TABLE.num_rows)[::-1]))
+    return back.select(range(TABLE.num_rows - 1, -1, -1))
+
+
+def _polars() -> Any:
+    return pytest.importorskip("polars").from_arrow(TABLE)
+
+
+def _pandas() -> Any:
+    pytest.importorskip("pandas")
+    return TABLE.to_pandas()
+
+
+FRAMES: dict[str, Callable[[], Any]] = {
+    "record batch": lambda: TABLE.combine_chunks().to_batches()[0],
+    "polars": _polars,
+    "polars lazy": lambda: _polars().lazy(),
+    "pandas": _pandas,
+    "duckdb": lambda: pytest.importorskip("duckdb").from_arrow(TABLE),
+    "reader": lambda: TABLE.to_reader(max_chunksize=11),
+    "dict": lambda: {name: TABLE.column(name).to_numpy() for name in TABLE.column_names},
+    "datasets": _hf,
+    "datasets with indices": _hf_with_indices,
+    "datasets split": lambda: pytest.importorskip("datasets").DatasetDict({"train": _hf()}),
+    "datasets stream": lambda: _hf().to_iterable_dataset(),
+    "tiny chunks": lambda: pa.Table.from_batches(TABLE.to_batches(max_chunksize=1)),
+}
+
+
+@pytest.mark.parametrize("kind", list(FRAMES))
 def test_objects_in_memory_twice(expected: dict[str, np.ndarray], kind: str) -> None:
-    source = frames()[kind]
+    source = FRAMES[kind]()
     log = read_log(source)
     for _ in range(2):
         arrays = read_all(log)
@@ -278,13 +288,14 @@ def test_mistakes_around_paths(tmp_path: Path) -> None:
         read_log(TABLE, format="csv")
     with pytest.raises(PopeError, match="memory_limit"):
         read_log(TABLE, memory_limit=0)
+    with pytest.raises(PopeError, match="temp_dir"):
+        read_log(TABLE, temp_dir=tmp_path / "none")
     with pytest.raises(PopeError, match="cannot reach"):
         read_log("gopher://x/y.parquet")
 
 
 def test_several_splits_are_ambiguous() -> None:
-    import datasets
-
+    datasets = pytest.importorskip("datasets")
     part = datasets.Dataset(TABLE)
     with pytest.raises(PopeError, match="several splits"):
         read_log(datasets.DatasetDict({"train": part, "test": part}))

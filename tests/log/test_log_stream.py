@@ -81,8 +81,8 @@ def test_scattering_changes_nothing() -> None:
     expected = summaries(state_of(read_log(TABLE)))
     with pytest.warns(match="scattered"):
         assert summaries(state_of(read_log(shuffled), batch_rows=17)) == expected
+    log = read_log(shuffled, memory_limit=2000)
     with pytest.warns(match="scattered"):
-        log = read_log(shuffled, memory_limit=2000)
         assert summaries(state_of(log, batch_rows=17)) == expected
 
 

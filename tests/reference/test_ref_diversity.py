@@ -102,7 +102,7 @@ def test_family_averages_units_and_leaves_short_ones_out(form):
     kept = np.unique(log.unit)[family.used]
     w, mean_a = np.exp(draws.logw), np.mean([np.exp(draws.logw[draws.unit == i]).mean() for i in kept])
     for v in range(4):
-        # Self-normalising is dividing every weight by the global mean.
+        # Self-normalizing is dividing every weight by the global mean.
         per_unit = [
             diversity.zeta_unit(w[draws.unit == i] / mean_a, draws.cluster[draws.unit == i], v, form)
             for i in kept
@@ -146,6 +146,16 @@ def test_functionals_of_the_family():
     assert diversity.coverage(family, 4).value == pytest.approx(z.sum())
     assert diversity.harmonic_entropy(family, 3).value == pytest.approx(z[1] + z[2] / 2 + z[3] / 3)
     assert diversity.harmonic_entropy(family, 3).standard_error > 0
+
+
+def test_control_form_is_kept_in_its_range():
+    """One draw dwarfs the rest: its cluster is taken for all there is, and more."""
+    logw, cluster, unit = np.log([1.0, 50.0, 50.0, 1.0, 1.0, 1.0]), [0, 1, 1, 0, 1, 2], [0, 0, 0, 1, 1, 1]
+    family = diversity.within_prompt(logw, cluster, unit, max_order=2)
+    assert family.zeta[1] < 0
+    assert diversity.gini_simpson(family).value == 0.0
+    assert diversity.coverage(family, 2).value == 1.0
+    assert diversity.harmonic_entropy(family, 1).value == 0.0
 
 
 @pytest.mark.parametrize("q", [[0.5, 0.5], [0.7, 0.2, 0.1], [0.05] * 20, [1.0]])

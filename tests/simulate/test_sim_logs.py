@@ -150,6 +150,7 @@ def test_named_clusters():
         (lambda: simulate.simulate("nonsense"), "no simulation named 'nonsense'; there are table, lognormal"),
         (lambda: simulate.table(prompts=0), "prompts must be at least 1, got 0"),
         (lambda: simulate.clusters(responses=-1), "responses must be at least 1"),
+        (lambda: simulate.tiny_lm(seed=-1), "seed must be at least 0, got -1"),
         (lambda: simulate.lognormal(divergences={"p": -1.0}), "divergence of policy 'p'"),
         (lambda: simulate.no_support(off_reward=2.0), "off_reward"),
         (lambda: simulate.no_support(policies={"p": simulate.PartlySupported(1.0, 1.0)}), "policy 'p'"),

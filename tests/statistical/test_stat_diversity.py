@@ -36,7 +36,7 @@ def draw(rng, prompts, responses):
 
 @pytest.fixture(scope="module")
 def moments():
-    """Unnormalised zeta_1..zeta_3 of 4000 prompts with five responses, in both forms."""
+    """Unnormalized zeta_1..zeta_3 of 4000 prompts with five responses, in both forms."""
     logw, _, cluster, unit = draw(np.random.default_rng(71), 4000, 5)
     found = {}
     for form in ("control", "product"):
@@ -58,7 +58,7 @@ def test_every_zeta_is_unbiased(form, order, moments):
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_control_form_is_sharper(order, moments):
     spread = {form: np.std(family.influence[:, order]) for form, family in moments.items()}
-    assert spread["control"] < 0.65 * spread["product"]
+    assert spread["control"] < 0.75 * spread["product"]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def measures(summary, form="control"):
 def test_the_products_measures_are_unbiased(name, form, readings):
     values = np.array([measures(summary, form)[name]["value"] for summary in readings])
     error = values.std(ddof=1) / math.sqrt(len(values))
-    # The ratio of self-normalisation leaves a bias of the order of 1/n, well below the spread of one log.
+    # The ratio of self-normalization leaves a bias of the order of 1/n, well below the spread of one log.
     assert abs(values.mean() - TRUTH[name]) < 4 * error + 0.05 * values.std()
 
 

@@ -7,7 +7,7 @@ from pope_fast.log.columns import ColumnMap, Fault
 from pope_fast.log.feedback_log import FeedbackLog, ScatteredRowsError
 from pope_fast.log.opening import read_log
 from pope_fast.log.ranges import RewardRange
-from pope_fast.log.validate import validate
+from pope_fast.log.validation import validate
 from pope_fast.log.validation_report import ValidationReport
 
 __all__ = [

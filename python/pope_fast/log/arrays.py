@@ -33,9 +33,19 @@ NULL_REMEDIES = {
 
 
 def as_numpy(array: Array) -> NDArray[Any]:
-    """Return the values of an array without nulls: a view, except for booleans, which Arrow packs."""
-    values: NDArray[Any] = array.to_numpy(zero_copy_only=False)
-    return values
+    """Return the values of a numeric array without nulls as a view; booleans, which Arrow packs, as a copy.
+
+    ``pyarrow.Array.to_numpy`` does the same, but imports pandas (a second) wherever it is installed.
+    """
+    if isinstance(array, pa.ChunkedArray):
+        return np.concatenate([as_numpy(chunk) for chunk in array.chunks] or [np.empty(0)])
+    if pa.types.is_boolean(array.type):
+        return as_numpy(array.cast(pa.uint8())).astype(np.bool_)
+    dtype = np.dtype(array.type.to_pandas_dtype())
+    buffer = array.buffers()[1]
+    if len(array) == 0 or buffer is None:
+        return np.empty(0, dtype=dtype)
+    return np.frombuffer(buffer, dtype=dtype, count=len(array), offset=array.offset * dtype.itemsize)
 
 
 def null_error(array: Array, role: str, column: str, first_row: int) -> SchemaError:
@@ -205,19 +215,20 @@ def text_hashes(array: Array) -> NDArray[np.uint64]:
     array = _narrow_text(plain(array))
     type_ = array.type
     if is_list_type(type_):
-        offsets, inner = ragged(array)
-        return _core.hash_lists(offsets, text_hashes(inner).view(np.int64))
+        edges, inner = ragged(array)
+        return _core.hash_lists(edges, text_hashes(inner).view(np.int64))
     if pa.types.is_struct(type_):
         return text_hashes(_struct_text(array))
     if not is_text_type(type_):
         return text_hashes(array.cast(pa.string()))
     if array.null_count:
         array = array.fill_null(b"" if pa.types.is_binary(type_) or pa.types.is_large_binary(type_) else "")
-    offset_type = np.int64 if pa.types.is_large_string(type_) or pa.types.is_large_binary(type_) else np.int32
+    wide = pa.types.is_large_string(type_) or pa.types.is_large_binary(type_)
     _, offsets_buffer, data_buffer = array.buffers()
     if len(array) == 0 or offsets_buffer is None:
         return np.empty(0, dtype=np.uint64)
-    offsets = np.frombuffer(offsets_buffer, dtype=offset_type)[array.offset : array.offset + len(array) + 1]
+    rows = slice(array.offset, array.offset + len(array) + 1)
+    offsets: NDArray[Any] = np.frombuffer(offsets_buffer, dtype=np.int64 if wide else np.int32)[rows]
     data = np.frombuffer(data_buffer, dtype=np.uint8) if data_buffer else np.empty(0, dtype=np.uint8)
     return _core.hash_strings(offsets, data)
 
@@ -226,6 +237,7 @@ def _struct_text(array: Array) -> Array:
     """Write each struct as one string: names and values of its non-null fields, in alphabetical order."""
     import pyarrow.compute as pc
 
+    empty = pa.scalar("", pa.large_string())
     parts: list[Array] = []
     for field, values in sorted(zip(array.type, array.flatten(), strict=True), key=lambda pair: pair[0].name):
         if pa.types.is_null(field.type):
@@ -234,11 +246,12 @@ def _struct_text(array: Array) -> Array:
         # Values that are no text themselves (images, tool calls) enter by their hash.
         text = pa.array(text_hashes(values)) if nested else values
         text = plain(text).cast(pa.large_string())
-        tagged = pc.binary_join_element_wise(f"\x1e{field.name}\x1f", text, "")
-        parts.append(pc.if_else(values.is_null(), pa.scalar("", pa.large_string()), tagged))
+        tag = pa.scalar(f"\x1e{field.name}\x1f", pa.large_string())
+        tagged = pc.binary_join_element_wise(tag, text, empty)
+        parts.append(pc.if_else(values.is_null(), empty, tagged))
     if not parts:
         return pa.array([""] * len(array), pa.large_string())
-    return pc.binary_join_element_wise(*parts, "")
+    return pc.binary_join_element_wise(*parts, empty)
 
 
 def _is_integer_list(type_: DataType) -> bool:

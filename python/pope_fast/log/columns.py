@@ -30,7 +30,7 @@ ROLE_KINDS: Mapping[str, str] = MappingProxyType(
         "behavior_token_logprobs": "tokens",
         "cluster": "key",
         "group": "key",
-        "annotator": "key",
+        "annotator": "any",
         "count": "number",
         "num_tokens": "number",
         "baseline": "number",
@@ -52,7 +52,6 @@ DEFAULT_POLICY = "target"
 
 _KIND_WORDS = {
     "key": "integers or strings",
-    "text": "strings, or messages (a list of structs)",
     "ids": "lists of integers",
     "reward": "numbers or booleans",
     "number": "numbers",
@@ -421,16 +420,14 @@ def is_number_type(type_: DataType) -> bool:
 
 def _matches(kind: str, type_: DataType) -> bool:
     type_ = bare_type(type_)
-    if kind == "any" or pa.types.is_null(type_):
-        return True  # a column of nulls alone is reported by row, not by type
+    if kind in ("any", "text") or pa.types.is_null(type_):
+        return True  # any text can be hashed; a column of nulls alone is reported by row, not by type
     if kind == "key":
         return pa.types.is_integer(type_) or pa.types.is_boolean(type_) or is_text_type(type_)
     if kind == "number":
         return is_number_type(type_)
     if kind == "reward":
         return is_number_type(type_) or pa.types.is_boolean(type_)
-    if kind == "text":
-        return is_text_type(type_) or is_list_type(type_) or pa.types.is_struct(type_)
     if not is_list_type(type_):
         return False
     value = bare_type(type_.value_type)
@@ -462,8 +459,6 @@ def preferred_type(role: str | None, type_: DataType) -> DataType:
     """
     kind = kind_of(role) if role is not None else None
     bare = bare_type(type_)
-    if pa.types.is_temporal(bare):
-        return pa.string()
     if kind in ("number", "reward") and (pa.types.is_integer(bare) or pa.types.is_null(bare)):
         return pa.float64()
     if kind in ("key", "text") and pa.types.is_null(bare):

@@ -45,6 +45,8 @@ class CsvSource(Source):
         table = self._open(file, pa.BufferReader(whole), {}, None).read_all()
         fields = dict(zip(table.schema.names, table.schema.types, strict=True))
         for name, type_ in fields.items():
+            if pa.types.is_temporal(type_):
+                fields[name] = pa.string()  # a log has no use for dates, and an id may look like one
             # "007" is an integer to the parser, and another prompt than "7".
             if ROLE_KINDS.get(name) == "key" and pa.types.is_integer(type_):
                 texts = self._open(file, pa.BufferReader(whole), {name: pa.string()}, [name]).read_all()

@@ -104,6 +104,7 @@ class FeedbackLog:
         self._contiguous: dict[str, bool] = {}
         self._unsaid: list[str] = []
         self._previewed = False
+        self._aa_column: str | None = None
         source.refine(
             {
                 name: preferred_type(self.columns.role_of(name), self.schema.field(name).type)
@@ -220,6 +221,7 @@ class FeedbackLog:
             raise self.faults[0].to_error()
         if batch_rows < 1:
             raise PopeError(f"batch_rows must be at least 1, not {batch_rows}")
+        self._aa_column = None if plan.aa is None else plan.aa.column
         shown = self._progress if progress is None else progress
         return self._batches(plan, unit, batch_rows, shown, on_scattered)
 
@@ -274,6 +276,10 @@ class FeedbackLog:
                 if known in self.columns:
                     column = self.columns[known]
                     break
+            else:
+                if self._aa_column is not None and stem in ("target_logprob", "aa_logprob"):
+                    # A policy that the log does not know: the behavior policy, scored again.
+                    column = self._aa_column
         row = error.row
         if row is not None:
             row = batch.first_row + row if batch.row_index is None else int(batch.row_index[row])

@@ -55,7 +55,11 @@ class JsonLinesSource(Source):
             if block is None or not block.data.strip():
                 continue
             table = self._parse(block, file, None)
-            fields = [(name, table.schema.field(name).type) for name in table.schema.names]
+            # A log has no use for dates, and an id may look like one.
+            fields = [
+                (name, pa.string() if pa.types.is_temporal(type_) else type_)
+                for name, type_ in zip(table.schema.names, table.schema.types, strict=True)
+            ]
             present = {name for name, _ in fields}
             fields += [
                 (name, type_) for name, type_ in self.files.partition_types.items() if name not in present

@@ -114,6 +114,8 @@ def open_log(
     declared = None if reward_range is None else declared_range(reward_range)
     if memory_limit <= 0:
         raise PopeError(f"memory_limit must be positive, not {memory_limit}")
+    if temp_dir is not None and not os.path.isdir(temp_dir):
+        raise PopeError(f"temp_dir is no folder: {os.fspath(temp_dir)}")
     return FeedbackLog(
         opened,
         resolve(opened.schema, columns, policies),

@@ -61,7 +61,10 @@ class ParquetSource(Source):
     @property
     def num_rows(self) -> int | None:
         """Number of rows, None where counting would mean reading."""
-        return self._row_starts()[-1]
+        try:
+            return self._row_starts()[-1]
+        except SchemaError:
+            return None  # a damaged file among many is for reading to report, after the rows before it
 
     def _row_starts(self) -> list[int]:
         """Return the global index of each file's first row, and the number of rows."""
@@ -168,7 +171,10 @@ class ParquetSource(Source):
         """Say in which file and row or line a row lies."""
         if len(self.files.files) == 1:
             return None
-        starts = self._row_starts()
+        try:
+            starts = self._row_starts()
+        except SchemaError:
+            return None
         index = min(bisect_right(starts, row) - 1, len(self.files.files) - 1)
         return f"row {row - starts[index]} of {self.files.files[index].name}"
 

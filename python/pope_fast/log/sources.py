@@ -74,20 +74,26 @@ def rebatch(batches: Iterable[pa.RecordBatch], batch_rows: int) -> Iterator[pa.R
     floor = min(MIN_BATCH_ROWS, batch_rows)
     waiting: list[pa.RecordBatch] = []
     rows = 0
-    for batch in batches:
-        if batch.num_rows == 0:
-            continue
-        if waiting and rows + batch.num_rows > batch_rows:
+    try:
+        for batch in batches:
+            if batch.num_rows == 0:
+                continue
+            if waiting and rows + batch.num_rows > batch_rows:
+                yield from _joined(waiting, batch_rows)
+                waiting, rows = [], 0
+            if not waiting and batch.num_rows >= floor:
+                yield from _cut(batch, batch_rows)
+                continue
+            waiting.append(batch)
+            rows += batch.num_rows
+            if rows >= floor:
+                yield from _joined(waiting, batch_rows)
+                waiting, rows = [], 0
+    except Exception:
+        # What was read before a fault is not lost with it: it may hold an earlier fault.
+        if waiting:
             yield from _joined(waiting, batch_rows)
-            waiting, rows = [], 0
-        if not waiting and batch.num_rows >= floor:
-            yield from _cut(batch, batch_rows)
-            continue
-        waiting.append(batch)
-        rows += batch.num_rows
-        if rows >= floor:
-            yield from _joined(waiting, batch_rows)
-            waiting, rows = [], 0
+        raise
     if waiting:
         yield from _joined(waiting, batch_rows)
 

@@ -16,7 +16,7 @@ multiplicities with :func:`pope_fast.reference.units.expand_draws` and use ``uni
 
 Modules: ``units`` (units, draws, buckets), ``weights`` (log-probabilities to weights), ``utility``,
 ``marginal`` (entropy of the average policy), ``diversity`` (within-prompt polynomials), ``welfare``,
-``value`` (U + lambda D), ``intervals``, ``jackknife``, ``tails`` (generalised Pareto, PSIS),
+``value`` (U + lambda D), ``intervals``, ``jackknife``, ``tails`` (generalized Pareto, PSIS),
 ``diagnostics``, ``bounds`` (variance inequalities), ``special`` (Student quantiles).
 """
 

@@ -56,7 +56,7 @@ def missing_mass(
 
 
 def kl_target_behavior(logw: npt.ArrayLike, unit: npt.ArrayLike, count: npt.ArrayLike | None = None) -> float:
-    """KL(pi || pi0) in nats by the self-normalised mean of the log-weight, ``sum w log w / sum w``.
+    """KL(pi || pi0) in nats by the self-normalized mean of the log-weight, ``sum w log w / sum w``.
 
     Without overlap it can come out negative, which is itself a finding: the divergence is never negative.
     """

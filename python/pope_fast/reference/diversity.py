@@ -114,16 +114,19 @@ class WithinPrompt(NamedTuple):
     Attributes
     ----------
     zeta : ndarray, shape (M + 1,)
-        Averages over the units used; zeta_0 is 1 when self-normalised.
+        Averages over the units used; zeta_0 is 1 when self-normalized.
     influence : ndarray, shape (n_used, M + 1)
         Influence functions over the units used.
     used : ndarray of bool, shape (n_units,)
         Units with at least M + 1 responses; the others are left out and must be reported.
+    form : {"control", "product"}
+        Form of the estimates.
     """
 
     zeta: FloatArray
     influence: FloatArray
     used: BoolArray
+    form: Form
 
 
 def _draws_by_unit(
@@ -149,7 +152,7 @@ def within_prompt(
 ) -> WithinPrompt:
     """Estimate the zeta family over all units with at least ``max_order + 1`` responses.
 
-    Self-normalisation is global: a moment of degree d in the weights is divided by ``(mean A)^d``, the mean
+    Self-normalization is global: a moment of degree d in the weights is divided by ``(mean A)^d``, the mean
     over the units used.  Dividing prompt by prompt would bring back the bias of the plug-in.
     """
     used = unit_sizes(unit, count) >= max_order + 1
@@ -175,27 +178,34 @@ def within_prompt(
             average, phi = normalized(moment, s + 1)
             zeta[v] += (-1) ** s * comb(v, s) * average
             influence[:, v] += (-1) ** s * comb(v, s) * phi
-    return WithinPrompt(zeta, influence, used)
+    return WithinPrompt(zeta, influence, used, form)
 
 
-def _linear(family: WithinPrompt, coefficients: npt.ArrayLike) -> PointEstimate:
+def _linear(
+    family: WithinPrompt, coefficients: npt.ArrayLike, smallest: float, largest: float
+) -> PointEstimate:
     c = np.asarray(coefficients, dtype=np.float64)
-    return PointEstimate(float(family.zeta[: len(c)] @ c), family.influence[:, : len(c)] @ c)
+    value = float(family.zeta[: len(c)] @ c)
+    if family.form == "control":
+        # With few effective units the control form can leave the range of the measure.
+        value = min(max(value, smallest), largest)
+    return PointEstimate(value, family.influence[:, : len(c)] @ c)
 
 
 def gini_simpson(family: WithinPrompt) -> PointEstimate:
     """Chance that two responses to one prompt fall in different clusters, zeta_1."""
-    return _linear(family, [0.0, 1.0])
+    return _linear(family, [0.0, 1.0], 0.0, 1.0)
 
 
 def coverage(family: WithinPrompt, draws: int) -> PointEstimate:
     """coverage@m: expected number of distinct clusters in ``draws`` responses, ``sum_{v < m} zeta_v``."""
-    return _linear(family, [1.0] * draws)
+    return _linear(family, [1.0] * draws, 1.0, draws)
 
 
 def harmonic_entropy(family: WithinPrompt, order: int) -> PointEstimate:
     """``H_M = sum_{v=1..M} zeta_v / v`` in nats: a lower bound of the Shannon entropy that rises with M."""
-    return _linear(family, [0.0] + [1.0 / v for v in range(1, order + 1)])
+    terms = [1.0 / v for v in range(1, order + 1)]
+    return _linear(family, [0.0, *terms], 0.0, sum(terms))
 
 
 def exact_zeta(q: npt.ArrayLike, order: int) -> float:

@@ -1,4 +1,4 @@
-"""Student's t quantiles without SciPy: regularised incomplete beta and bisection."""
+"""Student's t quantiles without SciPy: regularized incomplete beta and bisection."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _beta_continued_fraction(a: float, b: float, x: float) -> float:
 
 
 def incomplete_beta(a: float, b: float, x: float) -> float:
-    """Regularised incomplete beta function I_x(a, b)."""
+    """Regularized incomplete beta function I_x(a, b)."""
     if x <= 0.0:
         return 0.0
     if x >= 1.0:

@@ -1,4 +1,4 @@
-"""The tail of the weights: generalised Pareto fit, k-hat and Pareto smoothing."""
+"""The tail of the weights: generalized Pareto fit, k-hat and Pareto smoothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pope_fast.reference.units import expand_draws
 
 
 def fit_generalized_pareto(exceedances: npt.ArrayLike) -> tuple[float, float]:
-    """Shape ``k`` and scale ``sigma`` of a generalised Pareto distribution.
+    """Shape ``k`` and scale ``sigma`` of a generalized Pareto distribution.
 
     The profile-likelihood posterior mean of Zhang & Stephens (2009) with their prior on ``b = -k / sigma``
     and, on ``k``, the weak prior of Vehtari et al. (2024): ten observations' worth of k = 0.5.
@@ -41,7 +41,7 @@ def fit_generalized_pareto(exceedances: npt.ArrayLike) -> tuple[float, float]:
 
 
 def generalized_pareto_quantile(probability: npt.ArrayLike, k: float, sigma: float) -> FloatArray:
-    """Quantiles of the generalised Pareto distribution, ``sigma ((1 - p)^-k - 1) / k``."""
+    """Quantiles of the generalized Pareto distribution, ``sigma ((1 - p)^-k - 1) / k``."""
     log_survival = np.log1p(-np.asarray(probability, dtype=np.float64))
     if abs(k) < np.finfo(np.float64).eps:
         return -sigma * log_survival

@@ -54,7 +54,7 @@ def ips(
 def snips(
     logw: npt.ArrayLike, reward: npt.ArrayLike, unit: npt.ArrayLike, count: npt.ArrayLike | None = None
 ) -> PointEstimate:
-    """Self-normalised IPS, ``sum_i N_i / sum_i A_i`` (Swaminathan & Joachims 2015)."""
+    """Self-normalized IPS, ``sum_i N_i / sum_i A_i`` (Swaminathan & Joachims 2015)."""
     w = shifted_weights(logw)
     return _ratio(_numerator(w, reward, unit, count), unit_means(w, unit, count))
 
@@ -80,7 +80,7 @@ def sn_tips(
     *,
     tau: float | None = None,
 ) -> PointEstimate:
-    """Self-normalised truncated IPS, the default; its influence takes ``tau = sqrt(n) mean A`` as fixed."""
+    """Self-normalized truncated IPS, the default; its influence takes ``tau = sqrt(n) mean A`` as fixed."""
     if tau is None:
         # Scale-free: divide weights and level by the largest weight, so that no log-ratio can overflow.
         logw = np.asarray(logw, dtype=np.float64)
@@ -123,7 +123,7 @@ def baseline_dr(
 def psis(
     logw: npt.ArrayLike, reward: npt.ArrayLike, unit: npt.ArrayLike, count: npt.ArrayLike | None = None
 ) -> PointEstimate:
-    """Self-normalised IPS with Pareto-smoothed weights (Vehtari, Simpson, Gelman, Yao & Gabry 2024)."""
+    """Self-normalized IPS with Pareto-smoothed weights (Vehtari, Simpson, Gelman, Yao & Gabry 2024)."""
     w = shifted_weights(smoothed_log_weights(logw, count))
     return _ratio(_numerator(w, reward, unit, count), unit_means(w, unit, count))
 
@@ -157,7 +157,7 @@ def self_normalized_dr(
     unit: npt.ArrayLike,
     count: npt.ArrayLike | None = None,
 ) -> PointEstimate:
-    """Doubly robust with a self-normalised correction (Thomas & Brunskill 2016)."""
+    """Doubly robust with a self-normalized correction (Thomas & Brunskill 2016)."""
     residual = np.asarray(reward, dtype=np.float64) - np.asarray(baseline, dtype=np.float64)
     correction = snips(logw, residual, unit, count)
     model = direct_method(baseline_mean, unit, count)

@@ -31,7 +31,7 @@ def importance_weights(logw: npt.ArrayLike) -> FloatArray:
 
 
 def shifted_weights(logw: npt.ArrayLike) -> FloatArray:
-    """Weights divided by the largest: what scale-free (self-normalised) formulas should use."""
+    """Weights divided by the largest: what scale-free (self-normalized) formulas should use."""
     logw = np.asarray(logw, dtype=np.float64)
     top = np.max(logw)
     return np.zeros(len(logw)) if top == -np.inf else np.exp(logw - top)
@@ -66,7 +66,7 @@ def token_sums(
     """Sequence log-ratio, its mean per token, and the sum of token log-ratios clipped to ``[-clip, clip]``.
 
     Only the first is the log-weight of the target policy.  The mean over tokens belongs to a geometric
-    mixture of the two policies and the clipped sum to none: both are labelled surrogates.  An empty
+    mixture of the two policies and the clipped sum to none: both are labeled surrogates.  An empty
     sequence has ratio 0.
     """
     edges = np.asarray(offsets)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pope_fast.reference._types import PointEstimate
-from pope_fast.reference.units import unit_codes
+from pope_fast.reference.units import counts_or_ones, unit_codes
 from pope_fast.reference.utility import sn_tips
 from pope_fast.reference.weights import truncation_level
 
@@ -26,20 +26,16 @@ def group_utilities(
     so that ``sum(influence**2) / (n (n - 1))`` is the group's variance up to ``O(1/n)``: utilities of two
     groups share prompts, so their covariance matters.
     """
-    logw, reward, g = (
-        np.asarray(logw, dtype=np.float64),
-        np.asarray(reward, dtype=np.float64),
-        np.asarray(group),
-    )
-    unit = np.asarray(unit)
-    units, codes = unit_codes(unit)
-    m = None if count is None else np.asarray(count, dtype=np.float64)
-    logw = logw - np.max(logw)
-    tau = truncation_level(logw, unit, count)
+    log_weight, r = np.asarray(logw, dtype=np.float64), np.asarray(reward, dtype=np.float64)
+    g, key = np.asarray(group), np.asarray(unit)
+    units, codes = unit_codes(key)
+    m = counts_or_ones(count, len(r))
+    log_weight = log_weight - np.max(log_weight)
+    tau = truncation_level(log_weight, key, m)
     result: dict[int, PointEstimate] = {}
     for label in np.unique(g).tolist():
         rows = g == label
-        part = sn_tips(logw[rows], reward[rows], unit[rows], None if m is None else m[rows], tau=tau)
+        part = sn_tips(log_weight[rows], r[rows], key[rows], m[rows], tau=tau)
         influence = np.zeros(len(units))
         present = np.unique(codes[rows])
         influence[present] = part.influence * len(units) / len(present)
@@ -79,6 +75,6 @@ def nash_welfare(groups: Mapping[int, PointEstimate]) -> PointEstimate:
 
 
 def generalized_mean_welfare(groups: Mapping[int, PointEstimate], power: float) -> float:
-    """Generalised mean ``(mean_g V_g^p)^(1/p)``: 1 the mean, to 0 Nash, to -inf the minimum."""
+    """Generalized mean ``(mean_g V_g^p)^(1/p)``: 1 the mean, to 0 Nash, to -inf the minimum."""
     values = np.array([estimate.value for estimate in groups.values()])
     return float(np.mean(values**power) ** (1.0 / power))

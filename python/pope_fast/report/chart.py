@@ -23,7 +23,7 @@ class Scale:
 
     @classmethod
     def around(cls, estimates: Iterable[Estimate], extra: Iterable[float] = ()) -> Scale:
-        """Make the smallest axis that shows every interval, every estimate without one, and the extra values."""
+        """Make the smallest axis that shows every interval, estimates without one, and the extra values."""
         values = [x for x in extra if math.isfinite(x)]
         for estimate in estimates:
             # A point far outside its interval is no reason to press all intervals flat: it sits at the edge.

@@ -65,12 +65,14 @@ def render_fragment(evaluation: Evaluation, *, truth: Mapping[str, Any] | None =
         for key in ("value", "utility", "diversity")
     }
     facts = "".join(f"<li>{escape(phrase)}</li>" for phrase in words.subtitle(evaluation))
+    legend = words.diversity_legend(evaluation)
     parts = [
         f"<style>\n{style}</style>",
         "<h1>Off-policy evaluation</h1>",
         f'<ul class="facts">{facts}</ul>',
         *(_policy(policy, evaluation, scales, truth) for policy in evaluation.values()),
         _behavior(evaluation.behavior),
+        f'<p class="soft">{escape(legend)}</p>' if legend is not None else "",
         _differences(evaluation),
         "".join(
             f'<p class="soft">Note: {escape(note)}</p>'
@@ -93,7 +95,7 @@ def _policy(
 ) -> str:
     level = policy.verdict.level
     known = words.truth_of(truth, policy)
-    names = {"value": "V value", "utility": "U utility", "diversity": f"D {words.diversity_name(policy)}"}
+    names = {"value": "V value", "utility": "U utility", "diversity": "D diversity"}
     rows = []
     for key, name in names.items():
         estimate = _headline(policy, key)
@@ -123,10 +125,14 @@ def _policy(
         f'<section class="policy is-{level}">'
         f'<div class="head"><span class="name">{escape(policy.policy)}</span>'
         f'<span class="badge">{words.MARKS[level]} {level}</span>'
-        f'<span class="ess">{escape(words.ess_line(policy.diagnostics))}</span></div>'
+        f'<span class="ess">{_ess(policy)}</span></div>'
         f'<table class="main"><thead><tr>{header}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
         f"{_verdict(policy, words.shared_notes(evaluation))}{_groups(policy)}{_details(policy)}</section>"
     )
+
+
+def _ess(policy: PolicyValue) -> str:
+    return escape(f"{words.ess_line(policy.diagnostics)} ({words.percent(policy.diagnostics.ess_fraction)})")
 
 
 def _point(estimate: Estimate, level: str) -> str:
@@ -175,7 +181,7 @@ def _verdict(policy: PolicyValue, shared: Sequence[str]) -> str:
 def _estimate_table(estimates: Iterable[tuple[str, Estimate]], head: str, level: str) -> str:
     rows = "".join(
         f'<tr><td>{escape(name)}</td><td class="num">{_point(estimate, level)}</td>'
-        f'<td class="num">{escape(words.standard_error(estimate))}</td>{_interval_cells(estimate, level)}</tr>'
+        f'<td class="num">{words.standard_error(estimate)}</td>{_interval_cells(estimate, level)}</tr>'
         for name, estimate in estimates
     )
     if not rows:
@@ -196,8 +202,8 @@ def _groups(policy: PolicyValue) -> str:
 def _details(policy: PolicyValue) -> str:
     utility = [(words.label(name), estimate) for name, estimate in policy.utility_estimators.items()]
     intervals = [
-        (words.label(name), _span_or_not(interval, policy))
-        for name, interval in policy.utility.intervals.items()
+        (words.label(method), _span_or_not(interval, policy))
+        for method, interval in policy.utility.intervals.items()
     ]
     blocks = [
         "<h3>Utility by every estimator</h3>" + _estimate_table(utility, "estimator", policy.verdict.level)

@@ -107,7 +107,7 @@ def load_truth(path: str | Path) -> dict[str, Any]:
 
 def _results_of(policy: PolicyValue) -> dict[str, Any]:
     results: dict[str, Any] = {"alias": policy.policy}
-    _put(results, "value", policy.value)
+    _put(results, "value", policy.value, filter_name=policy.utility.name)
     _put(results, "utility", policy.utility)
     for name, estimate in policy.utility_estimators.items():
         if name != policy.utility.name:

@@ -24,8 +24,15 @@ METHOD_WIDTH = 96
 """From this many columns on, the table says how each interval was made."""
 
 
-def render_text(evaluation: Evaluation, *, width: int = 100, truth: Mapping[str, Any] | None = None) -> str:
-    """Give the table as plain text, without colors.
+def render_text(
+    evaluation: Evaluation,
+    *,
+    width: int = 100,
+    truth: Mapping[str, Any] | None = None,
+    compare: Sequence[tuple[str, str]] | None = None,
+    ascii_only: bool = False,
+) -> str:
+    """Give the table as plain text, without colors and without blanks at the ends of lines.
 
     Parameters
     ----------
@@ -33,12 +40,14 @@ def render_text(evaluation: Evaluation, *, width: int = 100, truth: Mapping[str,
         Columns of the text.
     truth
         Content of a truth file (see :func:`pope_fast.report.json.load_truth`); adds the column "truth".
+    compare, ascii_only
+        As in :func:`render`.
     """
     console = Console(
         file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False
     )
     with console.capture() as capture:
-        console.print(render(evaluation, width=width, truth=truth))
+        console.print(render(evaluation, width=width, truth=truth, compare=compare, ascii_only=ascii_only))
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
@@ -69,6 +78,9 @@ def render(
         _heading(evaluation, ascii_only),
         _main_table(evaluation, marks, lines, width, truth),
     ]
+    legend = words.diversity_legend(evaluation)
+    if legend is not None:
+        parts.append(Text(legend + "\n", style="dim"))
     shared = words.shared_notes(evaluation)
     parts.extend(_explanation(policy, marks, shared) for policy in evaluation.values())
     if compare is None and len(evaluation) <= 3:
@@ -112,7 +124,7 @@ def _main_table(
     for policy in evaluation.values():
         style = STYLES[policy.verdict.level]
         mark = marks[policy.verdict.level]
-        known = words.truth_of(truth, policy)
+        known, level = words.truth_of(truth, policy), policy.verdict.level
         # The name, the verdict and the sample size stand beside V, U and D: lines that are there anyway.
         beside = [
             Text(policy.policy, style="bold"),
@@ -121,17 +133,14 @@ def _main_table(
         ]
         rows = [("value", "V value", policy.value), ("utility", "U utility", policy.utility)]
         if policy.diversity is not None:
-            measure = words.diversity_name(policy)
-            rows.append(("diversity", f"D {measure}" if measure else "D diversity", policy.diversity))
+            rows.append(("diversity", "D diversity", policy.diversity))
         for i, first in enumerate(beside):
             cells: list[Text] = [first]
             if i < len(rows):
                 key, name, estimate = rows[i]
-                cells += _estimate_cells(name, estimate, policy.verdict.level, marks, bold=i == 0)
-                cells += [_method(estimate, policy.verdict.level)] if methods else []
-                cells += (
-                    [_truth_cell(known.get(key), estimate, policy.verdict.level)] if truth is not None else []
-                )
+                cells += _estimate_cells(name, estimate, level, marks, bold=i == 0)
+                cells += [_method(estimate, level)] if methods else []
+                cells += [_truth_cell(known.get(key), estimate, level)] if truth is not None else []
             else:
                 cells += [Text("D diversity", style="dim"), Text("n/a", style="dim")]
                 cells += [Text("not available: the log has no clusters", style="dim")]
@@ -199,7 +208,7 @@ def _bullet(sign: str, text: str, style: str = "") -> RenderableType:
 
 def _difference_table(
     differences: Sequence[Difference], evaluation: Evaluation, marks: Mapping[str, str], lines: box.Box
-) -> Table:
+) -> RenderableType:
     table = Table(
         box=lines, pad_edge=False, title="paired differences on the same units", title_justify="left"
     )
@@ -208,6 +217,7 @@ def _difference_table(
     table.add_column("quantity", no_wrap=True)
     table.add_column("difference", justify="right", no_wrap=True)
     table.add_column(f"{100 * evaluation.settings.level:g}% interval")
+    notes: list[Text] = []
     for difference in differences:
         level = max(
             (evaluation[name].verdict.level for name in (difference.a, difference.b)),
@@ -218,15 +228,13 @@ def _difference_table(
             rows.append(("D", difference.diversity))
         for i, (name, estimate) in enumerate(rows):
             first = Text(f"{difference.a} - {difference.b}" if i == 0 else "", style="bold")
-            table.add_row(
-                first, *_estimate_cells(name, estimate, level, marks), end_section=i == len(rows) - 1
-            )
-    notes = [f"{d.a} - {d.b}: {d.note}" for d in differences if d.note]
-    if notes:
-        table.caption = "\n".join(notes)
-        table.caption_justify = "left"
-        table.caption_style = "dim"
-    return table
+            cells = _estimate_cells(name, estimate, level, marks)
+            if estimate.note is not None and estimate.note == difference.note:
+                cells[-1] = Text("none" if i else f"none: {difference.note}")
+            table.add_row(first, *cells, end_section=i == len(rows) - 1)
+        if difference.note is not None and all(estimate.note != difference.note for _, estimate in rows):
+            notes.append(Text(f"{difference.a} - {difference.b}: {difference.note}", style="dim"))
+    return Group(table, *notes, Text()) if notes else table
 
 
 def _group_table(

@@ -24,6 +24,7 @@ METHODS: Mapping[str, str] = {
     "certified": "certified",
     "delta": "delta",
     "jackknife": "jackknife",
+    "bonferroni": "Bonferroni",
     "sandwich": "sandwich",
 }
 
@@ -85,7 +86,11 @@ def percent(x: float | None) -> str:
     if x is None:
         return "n/a"
     share = 100 * x
-    return f"{share:.0f}%" if share >= 10 or share == 0 else f"{share:.1f}%" if share >= 0.1 else "< 0.1%"
+    if share == 0:
+        return "0%"
+    if abs(share) < 0.1:
+        return "< 0.1%"
+    return f"{share:.0f}%" if abs(share) >= 10 else f"{share:.1f}%"
 
 
 def decimals_for(estimate: Estimate) -> int | None:
@@ -145,11 +150,14 @@ def verdict_sentence(policy: PolicyValue) -> str:
     return "This log cannot answer for this policy." + (robust if policy.headline_method == "robust" else "")
 
 
-def diversity_name(policy: PolicyValue) -> str:
-    """Give the headline measure of diversity in a few letters, or an empty string."""
-    if policy.diversity_detail is not None:
-        return policy.diversity_detail.measure
-    return "" if policy.diversity is None else policy.diversity.name
+def diversity_legend(evaluation: Evaluation) -> str | None:
+    """Say what the letter D stands for in this evaluation, or None without clusters."""
+    detail = next((p.diversity_detail for p in evaluation.values() if p.diversity_detail is not None), None)
+    if detail is None:
+        return None
+    if detail.level == "prompt":
+        return f"D is {detail.measure} in nats: how many kinds of answer a prompt gets; 0 if always one."
+    return "D is the entropy in nats of the clusters over the whole log; 0 if all answers are of one kind."
 
 
 def subtitle(evaluation: Evaluation) -> tuple[str, ...]:
@@ -168,9 +176,16 @@ def subtitle(evaluation: Evaluation) -> tuple[str, ...]:
         settings.source,
         *size,
         f"reward in [{bounds.low:g}, {bounds.high:g}] ({bounds.origin})",
-        "V = U + D" if settings.diversity_weight == 1 else f"V = U + {settings.diversity_weight:g} D",
+        _value_formula(evaluation),
         f"{100 * settings.level:g}% intervals",
     )
+
+
+def _value_formula(evaluation: Evaluation) -> str:
+    weight = evaluation.settings.diversity_weight
+    if all(policy.diversity is None for policy in evaluation.values()):
+        return "V = U (no clusters)"
+    return "V = U + D" if weight == 1 else f"V = U + {weight:g} D"
 
 
 NEARER = "Log rewards for responses of a policy nearer to this one, or of this one itself."
@@ -182,8 +197,8 @@ STEPS: Mapping[str, str] = {
     "unreached_mass": NEARER,
     "low_ess": NEARER,
     "inconsistent_log_probs": (
-        "Score the behavior policy a second time with the engine that scored this one, and pass that column as "
-        "--aa-policy (in Python aa_policy=)."
+        "Score the behavior policy a second time, with the engine that scored this one, and pass that column "
+        "as --aa-policy (in Python aa_policy=)."
     ),
     "dominant_unit": "Look at the heaviest unit of the log: one wrong log-probability decides there.",
     "missing_mass": "Read the interval as wide as it is: what the log never shows, no estimator can know.",
@@ -202,26 +217,36 @@ def next_steps(policy: PolicyValue) -> tuple[str, ...]:
     for finding in policy.verdict.findings:
         if finding.severity == "info" or finding.code not in STEPS:
             continue
-        steps.append(STEPS[finding.code])
+        if finding.code == "missing_mass" and policy.verdict.level == "unreliable":
+            continue  # said already, by the first step
         if finding.code == "low_ess":
-            steps.extend(_more_of_the_same(finding, policy.diagnostics))
+            steps.extend(_more_units(finding, policy.diagnostics))
+        else:
+            steps.append(STEPS[finding.code])
     if policy.verdict.level == "caution" and not steps:
         steps.append("Read the intervals rather than the point estimates.")
     return tuple(dict.fromkeys(steps))
 
 
-def _more_of_the_same(finding: Finding, diagnostics: Diagnostics) -> Iterator[str]:
-    # ESS grows at most in proportion to the log, so this is the least that could do, and is called that.
+def _more_units(finding: Finding, diagnostics: Diagnostics) -> Iterator[str]:
     ess, gate = finding.value, finding.threshold
+    few = ess is not None and ess >= diagnostics.n_units / 2
+    if not few:
+        yield STEPS[finding.code]
     if ess is None or gate is None or not 0 < ess < gate or gate > 100 * ess:
         return
+    # ESS grows at most in proportion to the log, so this is the least that could do, and is called that.
     needed = diagnostics.n_units * gate / ess
     digits = 10 ** max(0, math.floor(math.log10(needed)) - 1)
-    yield f"Or log more of the same: at least {math.ceil(needed / digits) * digits:,} independent units."
+    least = f"at least {math.ceil(needed / digits) * digits:,} independent units"
+    if few:
+        yield f"Log more prompts: {least}. If rows are draws of their own, as ratings are, use --unit row."
+    else:
+        yield f"Or log more of the same: {least}."
 
 
 def shown_interval(estimate: Estimate, level: str) -> Interval | None:
-    """Give the headline interval if it may be shown: of an unreliable policy only one that needs no overlap."""
+    """Give the headline interval if it may be shown: without overlap, only one that needs none."""
     interval = estimate.interval
     if interval is None or level != "unreliable" or interval.method in WITHOUT_OVERLAP:
         return interval

@@ -59,7 +59,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "table": Kind(table, "Softmax policies over a menu of responses; truth by summation."),
         "lognormal": Kind(lognormal, "Log-normal weights with tails as heavy as you like."),
         "tiny-lm": Kind(tiny_lm, "A language model of 81 sequences, logged token by token."),
-        "clusters": Kind(clusters, "Weights that are noise within clusters: marginalising them pays."),
+        "clusters": Kind(clusters, "Weights that are noise within clusters: marginalizing them pays."),
         "no-support": Kind(no_support, "Target policies with mass that the log never visits."),
     }
 )

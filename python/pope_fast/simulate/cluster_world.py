@@ -12,7 +12,7 @@ import numpy as np
 from pope_fast.simulate.exact import FloatArray, policy_truth, sigmoid, softmax
 from pope_fast.simulate.finite_world import FiniteWorld
 from pope_fast.simulate.lognormal_world import gaussian_logprob
-from pope_fast.simulate.simulated_log import SimulatedLog, check_size, make_table
+from pope_fast.simulate.simulated_log import SimulatedLog, check_draws, check_size, make_table
 
 
 @dataclass(frozen=True)
@@ -111,11 +111,11 @@ def clusters(
     -------
     SimulatedLog
         The columns ``behavior_cluster_logprob`` and ``target_cluster_logprob/NAME`` hold the exact
-        log-probabilities of the response's cluster, whose ratio is the marginalised weight w_c.  The truth
+        log-probabilities of the response's cluster, whose ratio is the marginalized weight w_c.  The truth
         holds, per policy, the variance of one response's ``w r`` (``ips_variance``) and of ``w_c r``
         (``mips_variance``).
     """
-    check_size(prompts=prompts, responses=responses)
+    check_draws(prompts, responses, seed)
     world = cluster_world(
         prompt_types=prompt_types, n_clusters=n_clusters, policies=policies, world_seed=world_seed
     )

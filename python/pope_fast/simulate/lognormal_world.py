@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pope_fast.errors import PopeError
 from pope_fast.simulate.exact import FloatArray, normal_bins, normal_expectation, policy_truth, sigmoid
-from pope_fast.simulate.simulated_log import SimulatedLog, check_size, make_table
+from pope_fast.simulate.simulated_log import SimulatedLog, check_draws, make_table
 
 DIVERGENCES = {"near": 0.125, "far": 4.5}
 CLUSTER_EDGES = (-1.5, -0.5, 0.5, 1.5)
@@ -20,7 +20,7 @@ COMMON_LOGPROB = -30.0
 
 
 def gaussian_logprob(z: npt.ArrayLike, mean: float) -> FloatArray:
-    """Log-probability of the response with coordinate ``z`` under the policy centred at ``mean``."""
+    """Log-probability of the response with coordinate ``z`` under the policy centered at ``mean``."""
     x = np.asarray(z, dtype=np.float64)
     return COMMON_LOGPROB - 0.5 * math.log(2.0 * math.pi) - 0.5 * (x - mean) ** 2
 
@@ -73,7 +73,7 @@ def lognormal(
     PopeError
         If a divergence is negative.
     """
-    check_size(prompts=prompts, responses=responses)
+    check_draws(prompts, responses, seed)
     for name, kl in divergences.items():
         if not kl >= 0:
             raise PopeError(f"the divergence of policy {name!r} must be at least 0, got {kl}")

@@ -12,7 +12,7 @@ import numpy as np
 from pope_fast.errors import PopeError
 from pope_fast.simulate.exact import normal_bins, policy_truth, sigmoid
 from pope_fast.simulate.lognormal_world import CLUSTER_EDGES, gaussian_logprob, lognormal_utility
-from pope_fast.simulate.simulated_log import SimulatedLog, check_size, make_table
+from pope_fast.simulate.simulated_log import SimulatedLog, check_draws, make_table
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class PartlySupported:
     unsupported : float
         Share of its mass off the behavior policy's support, in [0, 1).
     kl : float
-        Divergence in nats of the rest, renormalised, from the behavior policy.
+        Divergence in nats of the rest, renormalized, from the behavior policy.
     """
 
     unsupported: float
@@ -93,7 +93,7 @@ def no_support(
         If an unsupported share is not in [0, 1), a divergence negative, or the reward off the support not
         in [0, 1].
     """
-    check_size(prompts=prompts, responses=responses)
+    check_draws(prompts, responses, seed)
     if not 0.0 <= off_reward <= 1.0:
         raise PopeError(f"off_reward must be in [0, 1], got {off_reward}")
     for name, policy in policies.items():

@@ -86,7 +86,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-def labelled(codes: npt.NDArray[Any], labels: list[str]) -> pa.DictionaryArray[Any, Any]:
+def labeled(codes: npt.NDArray[Any], labels: list[str]) -> pa.DictionaryArray[Any, Any]:
     """Strings as an Arrow dictionary: ``labels[codes]`` without copying a string per row."""
     import pyarrow as pa
 
@@ -111,3 +111,16 @@ def check_size(**sizes: int) -> None:
     for name, size in sizes.items():
         if size < 1:
             raise PopeError(f"{name} must be at least 1, got {size}")
+
+
+def check_draws(prompts: int, responses: int, seed: int) -> None:
+    """Refuse logs without rows, and negative seeds.
+
+    Raises
+    ------
+    PopeError
+        Names the parameter.
+    """
+    check_size(prompts=prompts, responses=responses)
+    if seed < 0:
+        raise PopeError(f"seed must be at least 0, got {seed}")

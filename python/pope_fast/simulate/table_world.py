@@ -10,7 +10,7 @@ import numpy as np
 from pope_fast.errors import PopeError
 from pope_fast.simulate.exact import sigmoid, softmax
 from pope_fast.simulate.finite_world import FiniteWorld
-from pope_fast.simulate.simulated_log import SimulatedLog, check_size, labelled, make_table
+from pope_fast.simulate.simulated_log import SimulatedLog, check_draws, check_size, labeled, make_table
 
 TILTS = {"near": 0.4, "far": 8.0}
 
@@ -88,7 +88,7 @@ def table(
     PopeError
         If a size is below 1, or the number of cluster names is not ``n_clusters``.
     """
-    check_size(prompts=prompts, responses=responses)
+    check_draws(prompts, responses, seed)
     if cluster_names is not None and len(cluster_names) != n_clusters:
         raise PopeError(f"cluster_names must be {n_clusters} names, got {len(cluster_names)}")
     world = table_world(
@@ -105,15 +105,15 @@ def table(
     cluster = world.cluster[draws.prompt_type, draws.response]
     columns: dict[str, Any] = {
         "prompt_id": draws.prompt_id,
-        "prompt": labelled(draws.prompt_type, [f"question {x}" for x in range(prompt_types)]),
+        "prompt": labeled(draws.prompt_type, [f"question {x}" for x in range(prompt_types)]),
         "reward": rng.random(len(cluster)) < world.mean_reward(draws),
         "behavior_logprob": world.log_probability(world.behavior, draws),
     }
     for name, p in world.targets.items():
         columns[f"target_logprob/{name}"] = world.log_probability(p, draws)
-    columns["cluster"] = cluster if cluster_names is None else labelled(cluster, list(cluster_names))
+    columns["cluster"] = cluster if cluster_names is None else labeled(cluster, list(cluster_names))
     if groups:
-        columns["group"] = labelled(draws.group, list(groups))
+        columns["group"] = labeled(draws.group, list(groups))
     parameters = {
         "prompts": prompts,
         "responses": responses,

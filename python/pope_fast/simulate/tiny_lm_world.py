@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pope_fast.errors import PopeError
 from pope_fast.simulate.exact import FloatArray, softmax
 from pope_fast.simulate.finite_world import FiniteWorld, IntArray
-from pope_fast.simulate.simulated_log import SimulatedLog, check_size, labelled, make_table
+from pope_fast.simulate.simulated_log import SimulatedLog, check_draws, check_size, labeled, make_table
 
 TILTS = {"near": 0.3, "far": 6.0}
 WORDS = "abcdefghijklmnopqrstuvwxyz"
@@ -129,7 +129,7 @@ def tiny_lm(
         ``target_token_logprobs/NAME`` (lists, one number per token), ``reward`` (the share of wanted
         tokens, a number in [0, 1]) and ``cluster`` (the most frequent token).
     """
-    check_size(prompts=prompts, responses=responses)
+    check_draws(prompts, responses, seed)
     world, sequences, tokens = tiny_lm_world(
         vocabulary=vocabulary, length=length, prompt_types=prompt_types, tilts=tilts, world_seed=world_seed
     )
@@ -138,8 +138,8 @@ def tiny_lm(
     texts = [" ".join(WORDS[t % 26] for t in sequence) for sequence in sequences.tolist()]
     columns: dict[str, Any] = {
         "prompt_id": draws.prompt_id,
-        "prompt": labelled(x, [f"prompt {i}" for i in range(prompt_types)]),
-        "completion": labelled(y, texts),
+        "prompt": labeled(x, [f"prompt {i}" for i in range(prompt_types)]),
+        "completion": labeled(y, texts),
         "completion_ids": _lists(sequences[y].astype(np.int32)),
         "behavior_token_logprobs": _lists(tokens["behavior"][x, y].astype(np.float32)),
     }

@@ -153,7 +153,9 @@ macro_rules! store_struct {
                 $(self.$field.write(out);)*
             }
             fn read(input: &mut Input<'_>) -> Result<Self> {
-                Ok(Self { $($field: <$field_ty as Store>::read(input)?),* })
+                let mut x = Self::default();
+                $(x.$field = <$field_ty as Store>::read(input)?;)*
+                Ok(x)
             }
         }
     };
@@ -172,7 +174,6 @@ store_struct!(Config {
 });
 store_struct!(Fragment { key: i64, floats: [Vec<f64>; 5], per_policy: Vec<[Vec<f64>; 2]>, labels: [Vec<i64>; 2] });
 store_struct!(TailRow { l: f64, r: f64, m: f64, cluster: i64, group: i64 });
-store_struct!(ClusterTotals { mass: SlotBuckets, second: Vec<[ExactSum; 2]> });
 store_struct!(Totals { class: [Option<Box<ClassTotals>>; MAX_DEGREE], cluster: ClusterTotals, group: [SlotBuckets; 2] });
 store_struct!(PolicyScalars {
     l: [ExactSum; 2],
@@ -195,6 +196,17 @@ store_struct!(Shared {
     group_rows: Vec<u64>,
 });
 
+impl Store for ClusterTotals {
+    const MIN_SIZE: usize = 16;
+    fn write(&self, out: &mut Vec<u8>) {
+        self.mass.write(out);
+        self.second.write(out);
+    }
+    fn read(input: &mut Input<'_>) -> Result<Self> {
+        Ok(ClusterTotals::from_parts(Store::read(input)?, Store::read(input)?))
+    }
+}
+
 impl Store for usize {
     const MIN_SIZE: usize = 8;
     fn write(&self, out: &mut Vec<u8>) {
@@ -212,7 +224,7 @@ impl Store for ExactSum {
     }
     fn read(input: &mut Input<'_>) -> Result<Self> {
         let digits = Vec::<(i32, i64)>::read(input)?;
-        if digits.iter().any(|&(i, _)| i.abs() > MAX_DIGIT) {
+        if digits.iter().any(|&(i, digit)| i.abs() > MAX_DIGIT || digit.abs() > 1 << 31) {
             return Err(corrupt("a sum is out of range"));
         }
         Ok(ExactSum::from_digits(&digits))

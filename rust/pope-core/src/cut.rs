@@ -4,6 +4,7 @@
 //! comes out is the same as if every weight had been truncated on the way in.
 
 use crate::dd::Dd;
+use crate::fixed::{Encoded, Rows};
 use crate::lane::{GroupTable, PolicyLane, group_masses};
 use crate::math;
 use crate::slots::Slots;
@@ -11,7 +12,7 @@ use crate::state::Snapshot;
 use crate::sum::ExactSum;
 use crate::tail::TailUnit;
 use crate::totals::{BUCKETS, DEGREE, FIRST, PAIRS, Placement, Sign, Totals, pair};
-use crate::unit::{MAX_DEGREE, Scratch, UnitRows, UnitStats, unit_stats};
+use crate::unit::{MAX_DEGREE, Scratch, UnitStats, unit_stats};
 
 /// Position of `A` in [`DEGREE`].
 pub const A: usize = 0;
@@ -57,6 +58,8 @@ impl Snapshot {
 struct Desk {
     clusters: Slots,
     groups: Slots,
+    rows: Rows,
+    encoded: Encoded,
     scratch: Scratch,
     unit: UnitStats,
     table: GroupTable,
@@ -65,24 +68,35 @@ struct Desk {
 impl Desk {
     fn add(&mut self, snapshot: &Snapshot, tail: &TailUnit, l: &[f64], sign: Sign, totals: &mut Totals) {
         let config = &snapshot.config;
-        let w: Vec<f64> = l.iter().map(|&l| math::exp(l)).collect();
-        let r: Vec<f64> = tail.rows.iter().map(|row| row.r).collect();
-        let m: Vec<f64> = tail.rows.iter().map(|row| row.m).collect();
-        let cluster: Vec<u32> = tail.rows.iter().map(|row| self.clusters.slot(row.cluster)).collect();
-        let rows = UnitRows {
-            l,
-            w: &w,
-            r: &r,
-            m: (!config.row_units).then_some(&m),
-            cluster: config.has_cluster.then_some(&cluster),
+        let rows = &mut self.rows;
+        let refill = |column: &mut Vec<f64>, f: &dyn Fn(usize) -> f64| {
+            column.clear();
+            column.extend((0..l.len()).map(f));
         };
-        let place = if config.row_units { Placement::draws(tail.key, m[0] as u64) } else { Placement::one(tail.key) };
-        unit_stats(rows, &self.clusters, &mut self.scratch, &mut self.unit);
+        rows.starts.clear();
+        rows.starts.extend([0, l.len()]);
+        refill(&mut rows.l, &|k| l[k]);
+        refill(&mut rows.w, &|k| math::exp(l[k]));
+        refill(&mut rows.r, &|k| tail.rows[k].r);
+        rows.m.clear();
+        if !config.row_units && tail.rows.iter().any(|row| row.m != 1.0) {
+            refill(&mut rows.m, &|k| tail.rows[k].m);
+        }
+        rows.cluster.clear();
+        if config.has_cluster {
+            rows.cluster.extend(tail.rows.iter().map(|row| self.clusters.slot(row.cluster)));
+        }
+        self.encoded.encode(rows);
+        unit_stats(rows, &self.encoded, 0, &self.clusters, &mut self.scratch, &mut self.unit);
         let mut masses = Vec::new();
         if config.has_group {
             let group: Vec<u32> = tail.rows.iter().map(|row| self.groups.slot(row.group)).collect();
-            group_masses(&rows, &group, &self.unit, &mut self.table, &mut masses);
+            group_masses(rows, &self.encoded, 0, &group, &mut self.table, &mut masses);
         }
+        let place = match tail.rows.first() {
+            Some(row) if config.row_units => Placement::draws(tail.key, row.m as u64),
+            _ => Placement::one(tail.key),
+        };
         let degree = if config.row_units { 1 } else { self.unit.degree(config.has_cluster) };
         totals.add(&self.unit, &masses, degree, config.marginal(), &place, sign);
     }

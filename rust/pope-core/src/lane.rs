@@ -1,7 +1,8 @@
 //! One thread's share of the work: rows in, exact sums out.
 
-use crate::batch::{self, Batch};
+use crate::batch::{self, Batch, Ints};
 use crate::error::Result;
+use crate::fixed::{Encoded, Fixed, Rows};
 use crate::math;
 use crate::simd::multiversion;
 use crate::slots::Slots;
@@ -9,10 +10,10 @@ use crate::state::Config;
 use crate::sum::ExactSum;
 use crate::tail::{Tail, TailRow, TailUnit};
 use crate::totals::{BUCKETS, GroupMass, Placement, Sign, Totals, merge_sums};
-use crate::unit::{Fixed, MAX_DEGREE, Scratch, UnitRows, UnitStats, unit_stats};
+use crate::unit::{MAX_DEGREE, Scratch, UnitStats, unit_stats};
 
-/// Rows are handled in chunks of about this many, so that the buffers stay in the first-level cache.
-const CHUNK: usize = 1024;
+/// Rows are handled in chunks of about this many, so that the buffers stay in the nearer caches.
+const CHUNK: usize = 512;
 
 /// Sums of one policy that truncation leaves alone. All are over units; "mean" is over a unit's draws.
 #[derive(Clone, Debug, Default)]
@@ -31,9 +32,76 @@ pub struct PolicyScalars {
     pub zero_draws: u64,
     /// Largest `A` of a unit, as `(exponent, mantissa)`.
     pub max_a: Option<(i32, f64)>,
+    waiting: Waiting<4>,
+}
+
+/// Units per block of [`Waiting`].
+const BLOCK: usize = 256;
+
+/// Columns of unit values that wait to be summed together.
+#[derive(Clone, Debug)]
+struct Waiting<const COLUMNS: usize>(Vec<[f64; COLUMNS]>);
+
+impl<const COLUMNS: usize> Default for Waiting<COLUMNS> {
+    fn default() -> Self {
+        Waiting(Vec::new())
+    }
+}
+
+impl<const COLUMNS: usize> Waiting<COLUMNS> {
+    /// Add a row; true when the block is full.
+    #[inline(always)]
+    fn push(&mut self, row: [f64; COLUMNS]) -> bool {
+        if self.0.capacity() < BLOCK {
+            self.0.reserve_exact(BLOCK);
+        }
+        self.0.push(row);
+        self.0.len() == BLOCK
+    }
+
+    /// The columns so far, and their number of rows; empties the block.
+    fn take(&mut self) -> ([[f64; BLOCK]; COLUMNS], usize) {
+        let mut columns = [[0.0; BLOCK]; COLUMNS];
+        for (k, row) in self.0.iter().enumerate() {
+            for (column, x) in columns.iter_mut().zip(row) {
+                column[k] = *x;
+            }
+        }
+        let len = self.0.len();
+        self.0.clear();
+        (columns, len)
+    }
+}
+
+multiversion! {
+    /// Add `sum x` or, with two columns, `sum x y`.
+    fn add_product(x: &[f64], y: Option<&[f64]>, sum: &mut ExactSum) {
+        let Some(y) = y else { return sum.add_slice(x) };
+        let mut product = [0.0; BLOCK];
+        for ((p, x), y) in product.iter_mut().zip(x).zip(y) {
+            *p = x * y;
+        }
+        sum.add_slice(&product[..x.len()]);
+    }
 }
 
 impl PolicyScalars {
+    /// Bring what waits into the sums.
+    pub fn settle(&mut self) {
+        let ([l, wl, b1, r], n) = self.waiting.take();
+        let [l, wl, b1, r] = [&l[..n], &wl[..n], &b1[..n], &r[..n]];
+        let [sum_l, sum_ll] = &mut self.l;
+        let [sum_b, sum_r, sum_bb, sum_br, sum_rr] = &mut self.baseline;
+        add_product(l, None, sum_l);
+        add_product(l, Some(l), sum_ll);
+        add_product(wl, None, &mut self.wl);
+        add_product(b1, None, sum_b);
+        add_product(r, None, sum_r);
+        add_product(b1, Some(b1), sum_bb);
+        add_product(b1, Some(r), sum_br);
+        add_product(r, Some(r), sum_rr);
+    }
+
     fn merge(&mut self, other: &PolicyScalars) {
         merge_sums(&mut self.l, &other.l);
         self.wl.merge(&other.wl);
@@ -86,6 +154,7 @@ pub struct Shared {
     pub groups: Vec<[u64; BUCKETS]>,
     /// Per group slot: rows.
     pub group_rows: Vec<u64>,
+    waiting: Waiting<1>,
 }
 
 impl Default for Shared {
@@ -100,6 +169,7 @@ impl Default for Shared {
             clusters: Vec::new(),
             groups: Vec::new(),
             group_rows: Vec::new(),
+            waiting: Waiting::default(),
         }
     }
 }
@@ -110,14 +180,33 @@ impl Shared {
         self.units.iter().flatten().sum()
     }
 
+    fn settle(&mut self) {
+        let ([r], n) = self.waiting.take();
+        add_product(&r[..n], None, &mut self.reward[0]);
+        add_product(&r[..n], Some(&r[..n]), &mut self.reward[1]);
+    }
+
     fn make_room(&mut self, clusters: usize, groups: usize) {
         self.clusters.resize(clusters.max(self.clusters.len()), [0; 2]);
         self.groups.resize(groups.max(self.groups.len()), [0; BUCKETS]);
         self.group_rows.resize(self.groups.len(), 0);
     }
 
+    /// Count a unit and its labels.
     #[inline(always)]
-    fn count_labels(&mut self, unit: &UnitStats, groups: &[GroupMass], place: &Placement) {
+    fn count(&mut self, unit: &UnitStats, degree: usize, groups: &[GroupMass], place: &Placement) {
+        let times = place.times();
+        self.draws += unit.draws as u64 * times;
+        self.units_repeated += u64::from(unit.draws >= 2.0) * times;
+        place.each(|bucket, times| self.units[degree - 1][bucket] += times);
+        if times == 1 {
+            if self.waiting.push([unit.r]) {
+                self.settle();
+            }
+        } else {
+            self.reward[0].add(unit.r * times as f64);
+            self.reward[1].add(unit.r * unit.r * times as f64);
+        }
         for c in &unit.clusters {
             let [draws, units] = &mut self.clusters[c.slot as usize];
             *draws += c.draws as u64 * place.times();
@@ -145,15 +234,12 @@ pub struct Lane {
 
 #[derive(Default)]
 struct Buffers {
-    starts: Vec<usize>,
+    rows: Rows,
+    encoded: Encoded,
     behavior: Vec<f64>,
-    reward: Vec<f64>,
     count: Vec<f64>,
     baseline: Vec<f64>,
     means: Vec<f64>,
-    l: Vec<f64>,
-    w: Vec<f64>,
-    cluster: Vec<u32>,
     group: Vec<u32>,
     scratch: Scratch,
     unit: UnitStats,
@@ -217,14 +303,20 @@ impl Lane {
         let n = end - start;
         let b = &mut self.buffers;
         b.behavior.resize(n, 0.0);
-        b.reward.resize(n, 0.0);
-        b.l.resize(n, 0.0);
-        b.w.resize(n, 0.0);
+        b.rows.r.resize(n, 0.0);
+        b.rows.l.resize(n, 0.0);
+        b.rows.w.resize(n, 0.0);
         batch::load_behavior(batch.behavior, start, &mut b.behavior)?;
-        batch::load_reward(batch.reward, config.reward_range, start, &mut b.reward)?;
+        batch::load_reward(batch.reward, config.reward_range, start, &mut b.rows.r)?;
         if let Some(count) = batch.count {
             b.count.resize(n, 0.0);
             batch::load_count(count, start, &mut b.count)?;
+            if !config.row_units {
+                b.rows.m.clone_from(&b.count);
+            }
+        } else {
+            b.count.clear();
+            b.rows.m.clear();
         }
         if let Some(tokens) = batch.tokens {
             batch::check_tokens(&tokens[start..end], start)?;
@@ -233,59 +325,42 @@ impl Lane {
             b.baseline.resize(n, 0.0);
             batch::load_baseline(baseline, "baseline", config.reward_range, start, &mut b.baseline)?;
         }
-        b.starts.clear();
-        match batch.unit {
-            Some(unit) => {
-                b.starts.push(0);
-                b.starts.extend((1..n).filter(|&i| unit[start + i] != unit[start + i - 1]));
-            }
-            None => b.starts.extend(0..n),
+        mark_starts(batch.unit.map(|unit| &unit[start..end]), n, &mut b.rows.starts);
+        b.rows.cluster.clear();
+        match batch.cluster {
+            Some(Ints::I32(c)) => b.rows.cluster.extend(c[start..end].iter().map(|&key| self.clusters.slot(i64::from(key)))),
+            Some(Ints::I64(c)) => b.rows.cluster.extend(c[start..end].iter().map(|&key| self.clusters.slot(key))),
+            None => {}
         }
-        b.starts.push(n);
-        if let Some(cluster) = batch.cluster {
-            b.cluster.clear();
-            b.cluster.extend((start..end).map(|i| self.clusters.slot(cluster.get(i))));
-        }
+        b.group.clear();
         if let Some(group) = batch.group {
-            b.group.clear();
             b.group.extend((start..end).map(|i| self.groups.slot(group.get(i))));
         }
-        for policy in 0..self.policies.len() {
-            // Everything is checked before anything is counted: a refused chunk leaves no trace.
-            batch::load_target(batch.targets[policy], &config.policies[policy], start, &mut self.buffers.l)?;
-            if let Some(means) = batch.baseline_means.get(policy) {
-                self.buffers.means.resize(n, 0.0);
-                batch::load_baseline(means, "baseline_mean", config.reward_range, start, &mut self.buffers.means)?;
-            }
+        // Everything is checked before anything is counted; the first policy's columns then stay loaded.
+        for policy in (0..self.policies.len()).rev() {
+            load_policy(config, batch, start, policy, &mut self.buffers)?;
         }
         for policy in 0..self.policies.len() {
+            if policy > 0 {
+                load_policy(config, batch, start, policy, &mut self.buffers)?;
+            }
             let b = &mut self.buffers;
-            if self.policies.len() > 1 {
-                batch::load_target(batch.targets[policy], &config.policies[policy], start, &mut b.l)?;
-                if let Some(means) = batch.baseline_means.get(policy) {
-                    batch::load_baseline(means, "baseline_mean", config.reward_range, start, &mut b.means)?;
-                }
-            }
-            batch::log_weights(&mut b.l, &b.behavior, &mut b.w);
-            let view = ChunkView {
-                config,
-                batch,
-                start,
-                clusters: &self.clusters,
-                groups: &self.groups,
-            };
-            // Which labels a unit has does not depend on the policy: the first one counts them.
-            let labels = (policy == 0).then_some(&mut self.shared);
-            add_policy_chunk(&view, b, &mut self.policies[policy], labels);
+            batch::log_weights(&mut b.rows.l, &b.behavior, &mut b.rows.w);
+            b.encoded.encode(&mut b.rows);
+            let view = ChunkView { config, batch, start, clusters: &self.clusters, groups: &self.groups };
+            // What does not depend on the policy is counted with the first one.
+            let shared = (policy == 0).then_some(&mut self.shared);
+            add_chunk(&view, b, &mut self.policies[policy], shared);
         }
-        add_shared_chunk(config, batch, start, &self.buffers, &mut self.shared);
         Ok(())
     }
 
     /// Bring everything into the sums and the tail into canonical form.
     pub fn settle(&mut self) {
+        self.shared.settle();
         for policy in &mut self.policies {
             policy.totals.settle();
+            policy.scalars.settle();
             policy.tail.settle();
         }
     }
@@ -325,6 +400,28 @@ impl Lane {
     }
 }
 
+/// First rows of units, and the number of rows.
+fn mark_starts(unit: Option<&[i64]>, n: usize, starts: &mut Vec<usize>) {
+    starts.clear();
+    match unit {
+        Some(unit) => {
+            starts.push(0);
+            starts.extend((1..n).filter(|&i| unit[i] != unit[i - 1]));
+        }
+        None => starts.extend(0..n),
+    }
+    starts.push(n);
+}
+
+fn load_policy(config: &Config, batch: &Batch<'_>, start: usize, policy: usize, b: &mut Buffers) -> Result<()> {
+    batch::load_target(batch.targets[policy], &config.policies[policy], start, &mut b.rows.l)?;
+    if let Some(means) = batch.baseline_means.get(policy) {
+        b.means.resize(b.rows.l.len(), 0.0);
+        batch::load_baseline(means, "baseline_mean", config.reward_range, start, &mut b.means)?;
+    }
+    Ok(())
+}
+
 /// What all policies share while a chunk is added.
 #[derive(Clone, Copy)]
 struct ChunkView<'a> {
@@ -335,181 +432,172 @@ struct ChunkView<'a> {
     groups: &'a Slots,
 }
 
-/// The key of a unit: its own, or for row units the row's number in the log.
-#[inline(always)]
-fn unit_key(batch: &Batch<'_>, row: usize) -> u64 {
-    batch.unit.map_or(batch.first_row + row as u64, |unit| unit[row] as u64)
-}
-
 multiversion! {
-    fn add_policy_chunk(view: &ChunkView<'_>, b: &mut Buffers, policy: &mut PolicyLane, labels: Option<&mut Shared>) {
-        let mut labels = labels;
+    fn add_chunk(view: &ChunkView<'_>, b: &mut Buffers, policy: &mut PolicyLane, shared: Option<&mut Shared>) {
         let ChunkView { config, batch, start, clusters, groups } = *view;
-        if let Some(shared) = labels.as_deref_mut() {
-            shared.make_room(clusters.len(), groups.len());
-        }
-        let row_units = batch.unit.is_none();
+        let mut shared = shared;
+        let row_units = config.row_units;
         let marginal = config.marginal();
-        for u in 0..b.starts.len() - 1 {
-            let (from, to) = (b.starts[u], b.starts[u + 1]);
-            let rows = UnitRows {
-                l: &b.l[from..to],
-                w: &b.w[from..to],
-                r: &b.reward[from..to],
-                m: if batch.count.is_some() && !row_units { Some(&b.count[from..to]) } else { None },
-                cluster: if batch.cluster.is_some() { Some(&b.cluster[from..to]) } else { None },
+        if let Some(shared) = shared.as_deref_mut() {
+            shared.rows += b.rows.l.len() as u64;
+            shared.make_room(clusters.len(), groups.len());
+            b.group.iter().for_each(|&slot| shared.group_rows[slot as usize] += 1);
+        }
+        for u in 0..b.rows.starts.len() - 1 {
+            let (from, to) = (b.rows.starts[u], b.rows.starts[u + 1]);
+            let row = start + from;
+            // A row unit's key is its number in the log.
+            let key = batch.unit.map_or(batch.first_row + row as u64, |unit| unit[row] as u64);
+            let place = if row_units && !b.count.is_empty() {
+                Placement::draws(key, b.count[from] as u64)
+            } else {
+                Placement::one(key)
             };
-            let key = unit_key(batch, start + from);
-            let place = match batch.count {
-                Some(_) if row_units => Placement::draws(key, b.count[from] as u64),
-                _ => Placement::one(key),
-            };
-            unit_stats(rows, clusters, &mut b.scratch, &mut b.unit);
+            unit_stats(&b.rows, &b.encoded, u, clusters, &mut b.scratch, &mut b.unit);
             let unit = &b.unit;
             b.group_mass.clear();
-            if batch.group.is_some() {
-                group_masses(&rows, &b.group[from..to], unit, &mut b.group_table, &mut b.group_mass);
+            if !b.group.is_empty() {
+                group_masses(&b.rows, &b.encoded, u, &b.group, &mut b.group_table, &mut b.group_mass);
             }
-            if let Some(shared) = labels.as_deref_mut() {
-                shared.count_labels(unit, &b.group_mass, &place);
-            }
-            let degree = if row_units { 1 } else { unit.degree(batch.cluster.is_some()) };
+            let degree = if row_units { 1 } else { unit.degree(config.has_cluster) };
             policy.totals.add(unit, &b.group_mass, degree, marginal, &place, Sign::Plus);
-            add_scalars(&rows, unit, &place, row_units, &mut policy.scalars);
-            if let Some(tokens) = batch.tokens {
-                let tokens = &tokens[start + from..start + to];
-                let wt = weighted_mean(&rows, unit, |k| tokens[k], |k| tokens[k]);
-                policy.scalars.wt.add_scaled(wt * place.times() as f64, unit.e);
+            add_scalars(unit, &b.rows.l[from..to], &b.rows.m, from, &place, row_units, &mut policy.scalars);
+            if let Some(shared) = shared.as_deref_mut() {
+                shared.count(unit, degree, &b.group_mass, &place);
             }
-            if batch.baseline.is_some() && !b.means.is_empty() {
-                add_doubly_robust(&rows, unit, &b.baseline[from..to], &b.means[from..to], &place, &mut policy.scalars);
+            if batch.tokens.is_some() || batch.baseline.is_some() {
+                add_extras(view, b, u, &place, &mut policy.scalars, shared.as_deref_mut());
             }
-            if unit.l_max > f64::NEG_INFINITY && policy.tail.admits(unit.l_max, key) {
-                let row = |k: usize| TailRow {
-                    l: b.l[k],
-                    r: b.reward[k],
-                    m: if batch.count.is_some() { b.count[k] } else { 1.0 },
-                    cluster: if batch.cluster.is_some() { clusters.key(b.cluster[k]) } else { 0 },
-                    group: if batch.group.is_some() { groups.key(b.group[k]) } else { 0 },
-                };
-                policy.tail.push(TailUnit::new(unit.l_max, key, (from..to).map(row).collect()));
+            if b.unit.l_max > f64::NEG_INFINITY && policy.tail.admits(b.unit.l_max, key) {
+                policy.tail.push(tail_unit(view, b, from, to, key));
             }
         }
-    }
-}
-
-/// Log-weights, leave-one-out baseline, zero weights, largest unit weight.
-#[inline(always)]
-fn add_scalars(rows: &UnitRows<'_>, unit: &UnitStats, place: &Placement, row_units: bool, s: &mut PolicyScalars) {
-    let times = place.times() as f64;
-    let per_draw = 1.0 / unit.draws;
-    let (mut largest, mut zeros) = (0.0f64, 0.0f64);
-    for (k, &l) in rows.l.iter().enumerate() {
-        let size = l.abs();
-        if size < f64::INFINITY {
-            largest = if size > largest { size } else { largest };
-        } else {
-            zeros += rows.m.map_or(1.0, |m| m[k]);
-        }
-    }
-    let fixed_l = Fixed::new(unit.draws, math::exponent(largest.max(1.0)) + 1);
-    let fixed = Fixed::new(unit.draws, 0);
-    let (mut l_sum, mut r_sum) = (0i64, 0i64);
-    for k in 0..rows.l.len() {
-        let m = rows.m.map_or(1.0, |m| m[k]);
-        let l = rows.l[k];
-        l_sum += fixed_l.encode(m * if l.abs() < f64::INFINITY { l } else { 0.0 });
-        r_sum += fixed.encode(m * rows.r[k]);
-    }
-    let l = fixed_l.decode(l_sum) * per_draw;
-    s.l[0].add(l * times);
-    s.l[1].add(l * l * times);
-    let wl = weighted_mean(rows, unit, |k| if rows.l[k].abs() < f64::INFINITY { rows.l[k] } else { 0.0 }, |_| largest);
-    s.wl.add_scaled(wl * times, unit.e);
-    s.zero_draws += zeros as u64 * place.times();
-    if unit.a > 0.0 {
-        let e = math::exponent(unit.a);
-        s.raise_max(unit.e + e, unit.a * math::pow2(i64::from(-e)));
-    }
-    if !row_units {
-        let (b1, r) = if unit.draws >= 2.0 {
-            let (sum_r, sum_w, sum_wr) = (fixed.decode(r_sum), unit.a * unit.draws, unit.n * unit.draws);
-            (unit.n - (sum_r * sum_w - sum_wr) * (per_draw / (unit.draws - 1.0)), sum_r * per_draw)
-        } else {
-            (unit.n, 0.0)
-        };
-        let [b, rr, bb, br, rrr] = &mut s.baseline;
-        b.add_scaled(b1, unit.e);
-        rr.add(r);
-        bb.add_scaled(b1 * b1, 2 * unit.e);
-        br.add_scaled(b1 * r, unit.e);
-        rrr.add(r * r);
-    }
-}
-
-/// `sum m w f / K` times `2^-e`, summed in fixed point; `bound` gives sizes that `|f|` does not exceed.
-#[inline(always)]
-fn weighted_mean(rows: &UnitRows<'_>, unit: &UnitStats, f: impl Fn(usize) -> f64, bound: impl Fn(usize) -> f64) -> f64 {
-    if unit.l_max == f64::NEG_INFINITY {
-        return 0.0;
-    }
-    let mut largest = 1.0f64;
-    for k in 0..rows.l.len() {
-        largest = largest.max(bound(k).abs());
-    }
-    let fixed = Fixed::new(unit.draws, math::exponent(largest) + 1);
-    let mut sum = 0i64;
-    for k in 0..rows.l.len() {
-        sum += fixed.encode(rows.m.map_or(1.0, |m| m[k]) * (relative_weight(rows, unit, k) * f(k)));
-    }
-    fixed.decode(sum) / unit.draws
-}
-
-/// A row's weight times `2^-e`; the same bits as in [`unit_stats`] for moderate weights.
-#[inline(always)]
-fn relative_weight(rows: &UnitRows<'_>, unit: &UnitStats, k: usize) -> f64 {
-    if unit.e.abs() < 400 {
-        rows.w[k] * math::pow2(i64::from(-unit.e))
-    } else {
-        math::exp(rows.l[k] - f64::from(unit.e) * core::f64::consts::LN_2)
     }
 }
 
 #[cold]
 #[inline(never)]
-fn add_doubly_robust(
-    rows: &UnitRows<'_>,
+fn tail_unit(view: &ChunkView<'_>, b: &Buffers, from: usize, to: usize, key: u64) -> TailUnit {
+    let row = |k: usize| TailRow {
+        l: b.rows.l[k],
+        r: b.rows.r[k],
+        m: b.count.get(k).copied().unwrap_or(1.0),
+        cluster: b.rows.cluster.get(k).map_or(0, |&slot| view.clusters.key(slot)),
+        group: b.group.get(k).map_or(0, |&slot| view.groups.key(slot)),
+    };
+    TailUnit::new(b.unit.l_max, key, (from..to).map(row).collect())
+}
+
+/// Log-weights, leave-one-out baseline, zero weights, largest unit weight.
+#[inline(always)]
+fn add_scalars(
     unit: &UnitStats,
-    baseline: &[f64],
-    means: &[f64],
+    l: &[f64],
+    m: &[f64],
+    from: usize,
     place: &Placement,
+    row_units: bool,
     s: &mut PolicyScalars,
 ) {
+    let mut zeros = 0.0;
+    for (k, &l) in l.iter().enumerate() {
+        if l == f64::NEG_INFINITY {
+            zeros += if m.is_empty() { 1.0 } else { m[from + k] };
+        }
+    }
+    s.zero_draws += zeros as u64 * place.times();
+    if unit.a > 0.0 {
+        let e = math::exponent(unit.a);
+        s.raise_max(unit.e + e, unit.a * math::pow2(i64::from(-e)));
+    }
+    let (mut b1, mut r) = (0.0, 0.0);
+    if !row_units {
+        b1 = unit.n;
+        if unit.draws >= 2.0 {
+            // sum_k w_k b_k = (sum r sum w - sum w r) / (K - 1), in means.
+            b1 -= (unit.r * unit.a * unit.draws - unit.n) / (unit.draws - 1.0);
+            r = unit.r;
+        }
+    }
+    if place.times() == 1 && unit.e.abs() < 200 {
+        let up = math::pow2(i64::from(unit.e));
+        if s.waiting.push([unit.l, unit.wl * up, b1 * up, r]) {
+            s.settle();
+        }
+        return;
+    }
     let times = place.times() as f64;
-    let q = weighted_mean(rows, unit, |k| rows.r[k] - baseline[k], |_| batch::BASELINE_REACH + 1.0);
-    let fixed = Fixed::new(unit.draws, math::exponent(batch::BASELINE_REACH) + 1);
-    let g: i64 = means.iter().enumerate().map(|(k, &x)| fixed.encode(rows.m.map_or(1.0, |m| m[k]) * x)).sum();
-    let g = fixed.decode(g) / unit.draws;
-    let terms = [(q, 1), (g, 0), (q * q, 2), (q * g, 1), (g * g, 0), (unit.a * q, 2), (unit.a * g, 1)];
-    for (sum, (term, degree)) in s.dr.iter_mut().zip(terms) {
-        sum.add_scaled(term * times, degree * unit.e);
+    s.l[0].add(unit.l * times);
+    s.l[1].add(unit.l * unit.l * times);
+    s.wl.add_scaled(unit.wl * times, unit.e);
+    let [b, rr, bb, br, rrr] = &mut s.baseline;
+    b.add_scaled(b1 * times, unit.e);
+    rr.add(r * times);
+    bb.add_scaled(b1 * b1 * times, 2 * unit.e);
+    br.add_scaled(b1 * r * times, unit.e);
+    rrr.add(r * r * times);
+}
+
+/// Token counts and reward predictions, which few logs have.
+#[inline(never)]
+fn add_extras(
+    view: &ChunkView<'_>,
+    b: &Buffers,
+    u: usize,
+    place: &Placement,
+    s: &mut PolicyScalars,
+    shared: Option<&mut Shared>,
+) {
+    let (from, to) = (b.rows.starts[u], b.rows.starts[u + 1]);
+    let scale = b.encoded.units[u];
+    let times = place.times() as f64;
+    let multiplicity = |k: usize| b.rows.m.get(k).copied().unwrap_or(1.0);
+    // Mean of m w f over the draws, times 2^-e, in fixed point: |f| is at most 2^magnitude.
+    let weighted_mean = |magnitude: i32, f: &dyn Fn(usize) -> f64| {
+        let fixed = Fixed::new(scale.draws, magnitude);
+        let sum: i64 = (from..to).map(|k| fixed.encode(multiplicity(k) * (b.encoded.relative_weight(&b.rows, k) * f(k)))).sum();
+        fixed.decode(sum) / scale.draws
+    };
+    if let Some(tokens) = view.batch.tokens {
+        let tokens = |k: usize| tokens[view.start + k];
+        let longest = (from..to).map(tokens).fold(1.0, f64::max);
+        let wt = weighted_mean(math::exponent(longest) + 1, &tokens);
+        s.wt.add_scaled(wt * times, scale.e);
+        if let Some(shared) = shared {
+            // Whole numbers below 2^53: their sum has no rounding and no order.
+            let sum: f64 = (from..to).map(|k| multiplicity(k) * tokens(k)).sum();
+            shared.tokens.add(sum / scale.draws * times);
+        }
+    }
+    if view.batch.baseline.is_some() {
+        let reach = math::exponent(batch::BASELINE_REACH) + 2;
+        let q = weighted_mean(reach, &|k| b.rows.r[k] - b.baseline[k]);
+        let fixed = Fixed::new(scale.draws, reach);
+        let g: i64 = (from..to).map(|k| fixed.encode(multiplicity(k) * b.means[k])).sum();
+        let g = fixed.decode(g) / scale.draws;
+        let a = b.unit.a;
+        let terms = [(q, 1), (g, 0), (q * q, 2), (q * g, 1), (g * g, 0), (a * q, 2), (a * g, 1)];
+        for (sum, (term, degree)) in s.dr.iter_mut().zip(terms) {
+            sum.add_scaled(term * times, degree * scale.e);
+        }
     }
 }
 
 /// Working memory of [`group_masses`]: sums per group slot, all zero between calls.
 pub type GroupTable = Vec<(i64, i64, f64)>;
 
-/// Means of `w` and `w r` per annotator group of a unit.
+/// Means of `w` and `w r` per annotator group of unit `u`; `group` holds the rows' slots.
 #[inline(always)]
 pub fn group_masses(
-    rows: &UnitRows<'_>,
+    rows: &Rows,
+    encoded: &Encoded,
+    u: usize,
     group: &[u32],
-    unit: &UnitStats,
     table: &mut GroupTable,
     out: &mut Vec<GroupMass>,
 ) {
-    let fixed = Fixed::new(unit.draws, 0);
-    for (k, &slot) in group.iter().enumerate() {
+    for k in rows.starts[u]..rows.starts[u + 1] {
+        let slot = group[k];
         if table.len() <= slot as usize {
             table.resize(slot as usize + 1, (0, 0, 0.0));
         }
@@ -517,49 +605,14 @@ pub fn group_masses(
         if sums.2 == 0.0 {
             out.push(GroupMass { slot, a: 0.0, n: 0.0 });
         }
-        let m = rows.m.map_or(1.0, |m| m[k]);
-        let w = if unit.l_max == f64::NEG_INFINITY { 0.0 } else { m * relative_weight(rows, unit, k) };
-        sums.0 += fixed.encode(w);
-        sums.1 += fixed.encode(w * rows.r[k]);
-        sums.2 += m;
+        sums.0 += encoded.w[0][k];
+        sums.1 += encoded.wr[k];
+        sums.2 += if rows.m.is_empty() { 1.0 } else { rows.m[k] };
     }
+    let step = encoded.units[u].step;
     for mass in out.iter_mut() {
         let (a, n, draws) = core::mem::take(&mut table[mass.slot as usize]);
-        mass.a = fixed.decode(a) / draws;
-        mass.n = fixed.decode(n) / draws;
-    }
-}
-
-fn add_shared_chunk(config: &Config, batch: &Batch<'_>, start: usize, b: &Buffers, shared: &mut Shared) {
-    let row_units = batch.unit.is_none();
-    shared.rows += b.reward.len() as u64;
-    if batch.group.is_some() {
-        b.group.iter().for_each(|&slot| shared.group_rows[slot as usize] += 1);
-    }
-    for u in 0..b.starts.len() - 1 {
-        let (from, to) = (b.starts[u], b.starts[u + 1]);
-        let count = |k: usize| if batch.count.is_some() { b.count[k] } else { 1.0 };
-        let draws: f64 = (from..to).map(count).sum();
-        shared.draws += draws as u64;
-        let key = unit_key(batch, start + from);
-        let (place, unit_draws) = match batch.count {
-            Some(_) if row_units => (Placement::draws(key, b.count[from] as u64), 1.0),
-            _ => (Placement::one(key), draws),
-        };
-        let multiplicity = |k: usize| if row_units { 1.0 } else { count(k) };
-        let degree = if row_units || !config.has_cluster { 1 } else { (unit_draws as usize).clamp(1, MAX_DEGREE) };
-        place.each(|bucket, times| shared.units[degree - 1][bucket] += times);
-        shared.units_repeated += u64::from(unit_draws >= 2.0) * place.times();
-        let times = place.times() as f64;
-        let fixed = Fixed::new(unit_draws, 0);
-        let sum: i64 = (from..to).map(|k| fixed.encode(multiplicity(k) * b.reward[k])).sum();
-        let mean = fixed.decode(sum) / unit_draws;
-        shared.reward[0].add(mean * times);
-        shared.reward[1].add(mean * mean * times);
-        if let Some(tokens) = batch.tokens {
-            // Whole numbers below 2^53: their sum has no rounding and no order.
-            let sum: f64 = (from..to).map(|k| multiplicity(k) * tokens[start + k]).sum();
-            shared.tokens.add(sum / unit_draws * times);
-        }
+        mass.a = a as f64 * step / draws;
+        mass.n = n as f64 * step / draws;
     }
 }

@@ -52,17 +52,16 @@ fn sum<T: Copy + Into<f64>>(values: &[T]) -> f64 {
 }
 
 multiversion! {
-    fn sum_rows<T: TokenValue>(offsets: &[i64], values: &[T], out: &mut [f64]) {
+    fn sum_rows(offsets: &[i64], values: Floats<'_>, out: &mut [f64]) {
         for (o, w) in out.iter_mut().zip(offsets.windows(2)) {
-            *o = sum(&values[w[0] as usize..w[1] as usize]);
+            let range = w[0] as usize..w[1] as usize;
+            *o = match values {
+                Floats::F32(values) => sum(&values[range]),
+                Floats::F64(values) => sum(&values[range]),
+            };
         }
     }
 }
-
-/// A type of token log-probabilities.
-trait TokenValue: Copy + Into<f64> + Sync {}
-impl TokenValue for f32 {}
-impl TokenValue for f64 {}
 
 /// Split rows into tasks and let every task write its own part of each output.
 fn by_rows<const OUTPUTS: usize>(
@@ -96,10 +95,7 @@ fn by_rows<const OUTPUTS: usize>(
 /// Sum of each row's token log-probabilities (nats); an empty row sums to 0, `-inf` is kept.
 pub fn sum_tokens(offsets: &[i64], values: Floats<'_>, threads: usize, interrupt: &mut dyn Interrupt) -> Result<Vec<f64>> {
     check(offsets, &[values.len()])?;
-    let [sums] = by_rows(offsets, threads, interrupt, |offsets, [out]| match values {
-        Floats::F32(values) => sum_rows(offsets, values, out),
-        Floats::F64(values) => sum_rows(offsets, values, out),
-    })?;
+    let [sums] = by_rows(offsets, threads, interrupt, |offsets, [out]| sum_rows(offsets, values, out))?;
     if let Some(row) = sums.iter().position(|x| x.is_nan()) {
         return Err(Error::Value {
             column: "token_logprobs".into(),

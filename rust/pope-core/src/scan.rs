@@ -7,12 +7,12 @@
 use crate::batch::{self, Floats, Ints};
 use crate::error::{Error, Result};
 use crate::field::record;
+use crate::fixed::Fixed;
 use crate::math;
 use crate::par::{Interrupt, for_each_task};
 use crate::simd::multiversion;
 use crate::slots::{DIRECT, Slots};
 use crate::sum::ExactSum;
-use crate::unit::Fixed;
 
 const CHUNK: usize = 1024;
 const TASK: usize = 1 << 16;

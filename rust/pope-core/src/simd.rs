@@ -41,30 +41,30 @@ pub(crate) fn has_avx2() -> bool {
 /// Define a function whose body is compiled for several instruction sets and dispatched at run time. Everything the
 /// body calls must be `#[inline(always)]`.
 macro_rules! multiversion {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$($generic:ident: $bound:path),+>)? ($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$(const $flag:ident: bool),+>)? ($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
-        $vis fn $name $(<$($generic: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name $(<$(const $flag: bool),+>)? ($($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
             #[allow(clippy::too_many_arguments)]
-            fn body $(<$($generic: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? $body
+            fn body $(<$(const $flag: bool),+>)? ($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512dq,avx512vl,avx512bw,avx2,bmi1,bmi2")]
                 #[allow(clippy::too_many_arguments)]
-                fn avx512 $(<$($generic: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+                fn avx512 $(<$(const $flag: bool),+>)? ($($arg: $ty),*) $(-> $ret)? { body $(::<$($flag),+>)? ($($arg),*) }
                 #[target_feature(enable = "avx2,bmi1,bmi2")]
                 #[allow(clippy::too_many_arguments)]
-                fn avx2 $(<$($generic: $bound),+>)? ($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
+                fn avx2 $(<$(const $flag: bool),+>)? ($($arg: $ty),*) $(-> $ret)? { body $(::<$($flag),+>)? ($($arg),*) }
                 if crate::simd::has_avx512() {
                     // SAFETY: the CPU has just said that it has these features.
-                    return unsafe { avx512($($arg),*) };
+                    return unsafe { avx512 $(::<$($flag),+>)? ($($arg),*) };
                 }
                 if crate::simd::has_avx2() {
                     // SAFETY: as above.
-                    return unsafe { avx2($($arg),*) };
+                    return unsafe { avx2 $(::<$($flag),+>)? ($($arg),*) };
                 }
             }
-            body($($arg),*)
+            body $(::<$($flag),+>)? ($($arg),*)
         }
     };
 }

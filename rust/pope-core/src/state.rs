@@ -15,7 +15,7 @@ use crate::par::{Interrupt, for_each_task};
 const TASK: usize = 1 << 16;
 
 /// What a state is about. States with different configurations do not merge.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Config {
     /// Names of the target policies.
     pub policies: Vec<String>,

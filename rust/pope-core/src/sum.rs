@@ -1,6 +1,6 @@
 //! Exact sums of doubles: the reason why every result has the same bits for any thread count, partition and order.
 //!
-//! A sum is kept as a number in radix 2^64 with redundant 128-bit digits (a superaccumulator; Neal 2015,
+//! A sum is kept as a number in radix 2^32 with redundant 128-bit digits (a superaccumulator; Neal 2015,
 //! arXiv 1505.05571). Adding a double touches one digit and rounds nothing, so addition is associative and
 //! commutative to the bit; the only rounding is the one when the sum is read. Terms may carry an extra power of two
 //! (`add_scaled`), so that weights of `e^2000` neither overflow nor vanish.
@@ -10,18 +10,27 @@ use std::collections::BTreeMap;
 use crate::dd::Dd;
 use crate::math;
 
+/// Bits per digit. A term is below 2^85 in its digit, a carried digit below 2^31: 2^42 additions fit 128 bits, more than
+/// a lane will ever see, so that adding needs no carry.
+const RADIX_BITS: i32 = 32;
 /// Digits held in place: bits `2^-256 ..= 2^255`. Whatever lies outside goes to a map, which ordinary logs never touch.
-const NEAR: usize = 8;
+const NEAR: usize = 16;
 const NEAR_BASE: i32 = -(NEAR as i32) / 2;
-/// A term is below 2^117 in its digit, a carried digit below 2^63: this many additions cannot overflow 2^127.
-const CARRY_EVERY: u32 = 1000;
 
 /// An exact sum of finite doubles times powers of two.
 #[derive(Clone, Debug, Default)]
 pub struct ExactSum {
     near: [i128; NEAR],
     far: Option<Box<BTreeMap<i32, i128>>>,
-    pending: u32,
+}
+
+/// The integer and the position (as a power of two) that make up a double: `|x| = mantissa 2^position`.
+#[inline(always)]
+fn parts(x: f64, scale: i32) -> (u64, i32) {
+    let bits = x.to_bits();
+    let biased = ((bits >> 52) & 0x7ff) as i32;
+    let normal = biased != 0;
+    ((bits & 0x000f_ffff_ffff_ffff) | u64::from(normal) << 52, biased + i32::from(!normal) - 1075 + scale)
 }
 
 impl ExactSum {
@@ -35,23 +44,26 @@ impl ExactSum {
     #[inline(always)]
     pub fn add_scaled(&mut self, x: f64, scale: i32) {
         debug_assert!(x.is_finite());
-        let bits = x.to_bits();
-        let biased = ((bits >> 52) & 0x7ff) as i32;
-        let implicit = u64::from(biased != 0) << 52;
-        let mantissa = (bits & 0x000f_ffff_ffff_ffff) | implicit;
-        let position = biased + i32::from(biased == 0) - 1075 + scale;
-        let magnitude = i128::from(mantissa) << (position & 63);
-        let sign = (bits as i64 >> 63) as i128; // 0 or -1
-        let term = (magnitude ^ sign) - sign;
-        let digit = (position >> 6) - NEAR_BASE;
-        if (digit as u32) < NEAR as u32 {
-            self.near[digit as usize] += term;
+        let (mantissa, position) = parts(x, scale);
+        let magnitude = i128::from(mantissa) << (position & (RADIX_BITS - 1));
+        let sign = (x.to_bits() as i64 >> 63) as i128; // 0 or -1
+        self.add_digit(position >> 5, (magnitude ^ sign) - sign);
+    }
+
+    /// [`Self::add_scaled`] for `x >= 0`: the hot path, a few instructions shorter.
+    #[inline(always)]
+    pub fn add_positive(&mut self, x: f64, scale: i32) {
+        debug_assert!(x >= 0.0 && x.is_finite());
+        let (mantissa, position) = parts(x, scale);
+        self.add_digit(position >> 5, i128::from(mantissa) << (position & (RADIX_BITS - 1)));
+    }
+
+    #[inline(always)]
+    fn add_digit(&mut self, digit: i32, term: i128) {
+        if let Some(near) = self.near.get_mut((digit - NEAR_BASE) as usize) {
+            *near += term;
         } else if term != 0 {
-            self.add_far(digit + NEAR_BASE, term);
-        }
-        self.pending += 1;
-        if self.pending >= CARRY_EVERY {
-            self.carry();
+            self.add_far(digit, term);
         }
     }
 
@@ -72,18 +84,9 @@ impl ExactSum {
 
     /// Add another sum.
     pub fn merge(&mut self, other: &ExactSum) {
-        self.carry();
-        let mut other = other.clone();
-        other.carry();
-        for (a, b) in self.near.iter_mut().zip(other.near) {
-            *a += b;
+        for (i, digit) in other.digits() {
+            self.add_digit(i, i128::from(digit));
         }
-        if let Some(far) = other.far {
-            for (digit, term) in *far {
-                self.add_far(digit, term);
-            }
-        }
-        self.carry();
     }
 
     #[cold]
@@ -91,83 +94,60 @@ impl ExactSum {
         *self.far.get_or_insert_default().entry(digit).or_insert(0) += term;
     }
 
-    /// Bring every digit into `[-2^63, 2^63)`; in this balanced form a number has exactly one representation.
-    #[cold]
-    #[inline(never)]
-    fn carry(&mut self) {
-        self.pending = 0;
-        if self.far.is_some() {
-            return self.carry_all();
-        }
-        let mut carry = 0;
-        for digit in &mut self.near {
-            let value = *digit + carry;
-            carry = (value + (1 << 63)) >> 64;
-            *digit = value - (carry << 64);
-        }
-        if carry != 0 {
-            self.add_far(NEAR_BASE + NEAR as i32, carry);
-        }
-    }
-
-    fn carry_all(&mut self) {
-        let mut digits = self.far.take().map_or_else(BTreeMap::new, |far| *far);
-        for (i, digit) in self.near.iter_mut().enumerate() {
-            digits.insert(NEAR_BASE + i as i32, core::mem::take(digit));
-        }
-        let mut low = i32::MIN;
-        while let Some((&i, &value)) = digits.range(low..).next() {
-            let carry = (value + (1 << 63)) >> 64;
-            digits.insert(i, value - (carry << 64));
-            if carry != 0 {
-                *digits.entry(i + 1).or_insert(0) += carry;
-            }
-            low = i + 1;
-        }
-        digits.retain(|_, digit| *digit != 0);
-        for (i, digit) in self.near.iter_mut().enumerate() {
-            *digit = digits.remove(&(NEAR_BASE + i as i32)).unwrap_or(0);
-        }
-        self.far = (!digits.is_empty()).then(|| Box::new(digits));
-    }
-
-    /// The non-zero digits in canonical form, least significant first: `sum = sum_j digit_j 2^(64 j)`.
+    /// The non-zero digits in canonical form, least significant first: `sum = sum_j digit_j 2^(32 j)`. Every digit lies in
+    /// `[-2^31, 2^31)`; in this balanced form a number has exactly one representation.
     pub fn digits(&self) -> Vec<(i32, i64)> {
-        let mut canonical = self.clone();
-        canonical.carry();
-        let near = canonical.near.iter().enumerate().map(|(i, &d)| (NEAR_BASE + i as i32, d));
-        let far = canonical.far.iter().flat_map(|far| far.iter().map(|(&i, &d)| (i, d)));
-        let mut digits: Vec<_> = near.chain(far).filter(|&(_, d)| d != 0).map(|(i, d)| (i, d as i64)).collect();
-        digits.sort_unstable_by_key(|&(i, _)| i);
-        digits
+        let mut digits: Vec<(i32, i64)> = Vec::new();
+        let mut carry = 0i128;
+        let mut at = i32::MIN;
+        let near = self.near.iter().enumerate().map(|(i, &d)| (NEAR_BASE + i as i32, d));
+        let mut raw: Vec<(i32, i128)> = near.filter(|&(_, d)| d != 0).collect();
+        if let Some(far) = &self.far {
+            raw.extend(far.iter().map(|(&i, &d)| (i, d)));
+            raw.sort_unstable_by_key(|&(i, _)| i);
+        }
+        let mut raw = raw.into_iter().peekable();
+        loop {
+            // Where the carry has died out, jump to the next digit in use.
+            if carry == 0 {
+                match raw.peek() {
+                    Some(&(next, _)) => at = next,
+                    None => return digits,
+                }
+            }
+            let own = raw.next_if(|&(i, _)| i == at).map_or(0, |(_, d)| d);
+            let value = own + carry;
+            carry = (value + (1 << 31)) >> 32;
+            let digit = (value - (carry << 32)) as i64;
+            if digit != 0 {
+                digits.push((at, digit));
+            }
+            at += 1;
+        }
     }
 
     /// The sum whose canonical digits are given (inverse of [`Self::digits`]).
     pub fn from_digits(digits: &[(i32, i64)]) -> Self {
         let mut sum = ExactSum::default();
-        for &(i, digit) in digits {
-            let near = i - NEAR_BASE;
-            if (near as u32) < NEAR as u32 {
-                sum.near[near as usize] += i128::from(digit);
-            } else {
-                sum.add_far(i, i128::from(digit));
-            }
-        }
-        sum.carry();
+        digits.iter().for_each(|&(i, digit)| sum.add_digit(i, i128::from(digit)));
         sum
+    }
+
+    /// Is the sum zero?
+    pub fn is_zero(&self) -> bool {
+        self.digits().is_empty()
+    }
+
+    /// Has nothing but zeros ever been added? (A sum that has cancelled is zero but not blank.)
+    pub fn is_blank(&self) -> bool {
+        self.near == [0; NEAR] && self.far.is_none()
     }
 
     /// `sum * 2^-scale` to about 106 bits.
     pub fn dd(&self, scale: i32) -> Dd {
-        let digits = self.digits();
-        let mut total = Dd::default();
-        for &(i, digit) in digits.iter().rev().take(4) {
-            // A digit has up to 64 bits; split it so that both halves convert exactly.
-            let (high, low) = ((digit >> 32) as f64, (digit & 0xffff_ffff) as f64);
-            let shift = (64 * i).saturating_sub(scale);
-            total = total + Dd::from(math::scale(high, shift + 32)) + Dd::from(math::scale(low, shift));
-        }
-        total
+        // Five digits of 32 bits hold at least 129 significant bits.
+        let top = self.digits().into_iter().rev().take(5);
+        top.map(|(i, digit)| Dd::from(math::scale(digit as f64, (RADIX_BITS * i).saturating_sub(scale)))).sum()
     }
 
     /// The sum as a double (infinite if it is beyond the range of doubles).
@@ -178,7 +158,7 @@ impl ExactSum {
     /// An exponent `e` with `|sum|` within a factor of 2 of `2^e`; `None` for zero.
     pub fn exponent(&self) -> Option<i32> {
         let &(i, digit) = self.digits().last()?;
-        Some(64 * i + 63 - digit.unsigned_abs().leading_zeros() as i32)
+        Some(RADIX_BITS * i + 63 - digit.unsigned_abs().leading_zeros() as i32)
     }
 }
 

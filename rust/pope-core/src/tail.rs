@@ -7,7 +7,7 @@
 use core::cmp::Ordering;
 
 /// One row of a kept unit.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct TailRow {
     /// Log-weight.
     pub l: f64,

@@ -23,6 +23,8 @@ pub const PAIRS: usize = Z * (Z + 1) / 2;
 /// Weights of a unit may be this many octaves from 1 and still go through plain doubles (degree 8 stays in range).
 const PLAIN_OCTAVES: i32 = 60;
 const BLOCK: usize = 256;
+/// Length of the blocks of [`PairBlock`], of which there is one per cluster.
+const PAIR_BLOCK: usize = 64;
 /// Clusters or groups whose bucket sums are stored as a dense table; rarer ones share a map.
 const DENSE: usize = 256;
 
@@ -143,13 +145,21 @@ impl ClassTotals {
     fn add(&mut self, unit: &UnitStats, place: &Placement, sign: Sign) {
         let z = [unit.a, unit.n, unit.p[0], unit.p[1], unit.p[2]];
         let used = self.z;
+        let ordinary = sign == Sign::Plus && place.times() == 1;
         place.each(|bucket, times| {
             let sums = &mut self.buckets[bucket];
+            let mut put = |at: usize, x: f64| {
+                if ordinary {
+                    sums[at].add_positive(x, DEGREE[at] * unit.e);
+                } else {
+                    sums[at].add_scaled(x * sign.of(times), DEGREE[at] * unit.e);
+                }
+            };
             for i in 0..used {
-                sums[i].add_scaled(z[i] * sign.of(times), DEGREE[i] * unit.e);
+                put(i, z[i]);
             }
             for v in 0..used - 2 {
-                sums[Z + v].add_scaled(unit.z[v] * sign.of(times), DEGREE[Z + v] * unit.e);
+                put(Z + v, unit.z[v]);
             }
         });
         let times = place.times();
@@ -161,7 +171,7 @@ impl ClassTotals {
             count(&mut self.lower[order], unit.x[order], 0, times, sign);
             count(&mut self.upper[order], unit.y[order], 0, times, sign);
         }
-        if sign == Sign::Plus && times == 1 && unit.e.abs() <= PLAIN_OCTAVES {
+        if ordinary && unit.e.abs() <= PLAIN_OCTAVES {
             return self.push(z, unit.e);
         }
         for j in 0..used {
@@ -276,7 +286,7 @@ impl SlotBuckets {
     pub fn iter(&self) -> impl Iterator<Item = (u32, usize, &ExactSum)> {
         let dense = self.dense.iter().enumerate();
         let rare = self.rare.iter().map(|(&index, sum)| (index as usize, sum));
-        let all = dense.chain(rare).filter(|(_, sum)| sum.exponent().is_some());
+        let all = dense.chain(rare).filter(|(_, sum)| !sum.is_blank());
         all.map(|(index, sum)| ((index / BUCKETS) as u32, index % BUCKETS, sum))
     }
 
@@ -295,6 +305,102 @@ pub struct ClusterTotals {
     pub mass: SlotBuckets,
     /// `(sum_i A_ic A_i, sum_i A_ic^2)` per slot.
     pub second: Vec<[ExactSum; 2]>,
+    waiting: Vec<PairBlock>,
+}
+
+/// Second-order terms of one cluster that wait to be summed together.
+#[derive(Clone, Debug)]
+struct PairBlock {
+    terms: [[f64; PAIR_BLOCK]; 2],
+    len: usize,
+}
+
+impl Default for PairBlock {
+    fn default() -> Self {
+        PairBlock { terms: [[0.0; PAIR_BLOCK]; 2], len: 0 }
+    }
+}
+
+impl ClusterTotals {
+    /// Sums of stored parts, nothing waiting.
+    pub fn from_parts(mass: SlotBuckets, second: Vec<[ExactSum; 2]>) -> Self {
+        ClusterTotals { mass, second, waiting: Vec::new() }
+    }
+
+    fn grow(&mut self, slots: usize) {
+        if self.second.len() < slots {
+            self.second.resize_with(slots, Default::default);
+        }
+    }
+
+    #[inline(always)]
+    fn add(&mut self, unit: &UnitStats, place: &Placement, sign: Sign) {
+        let ordinary = sign == Sign::Plus && place.times() == 1;
+        let plain = ordinary && unit.e.abs() <= PLAIN_OCTAVES;
+        let square = if plain { crate::math::pow2(i64::from(2 * unit.e)) } else { 0.0 };
+        for c in &unit.clusters {
+            let slot = c.slot as usize;
+            if ordinary {
+                place.each(|bucket, _| self.mass.at(c.slot, bucket).add_positive(c.mass, unit.e));
+            } else {
+                place.each(|bucket, times| {
+                    self.mass.at(c.slot, bucket).add_scaled(c.mass * sign.of(times), unit.e);
+                });
+            }
+            if self.second.len() <= slot {
+                self.grow(slot + 1);
+            }
+            let terms = [c.mass * unit.a, c.mass * c.mass];
+            if plain && slot < DENSE {
+                self.wait(slot, terms.map(|x| x * square));
+            } else {
+                let times = sign.of(place.times());
+                for (sum, x) in self.second[slot].iter_mut().zip(terms) {
+                    sum.add_scaled(x * times, 2 * unit.e);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn wait(&mut self, slot: usize, terms: [f64; 2]) {
+        if self.waiting.len() <= slot {
+            self.waiting.resize_with(slot + 1, PairBlock::default);
+        }
+        let block = &mut self.waiting[slot];
+        for (column, x) in block.terms.iter_mut().zip(terms) {
+            column[block.len] = x;
+        }
+        block.len += 1;
+        if block.len == PAIR_BLOCK {
+            add_columns(&block.terms, PAIR_BLOCK, &mut self.second[slot]);
+            block.len = 0;
+        }
+    }
+
+    fn settle(&mut self) {
+        for (slot, block) in self.waiting.drain(..).enumerate() {
+            add_columns(&block.terms, block.len, &mut self.second[slot]);
+        }
+    }
+
+    fn merge(&mut self, other: &ClusterTotals, slots: &[u32]) {
+        self.mass.merge(&other.mass, slots);
+        for (slot, sums) in other.second.iter().enumerate() {
+            let slot = slots[slot] as usize;
+            self.grow(slot + 1);
+            merge_sums(&mut self.second[slot], sums);
+        }
+    }
+}
+
+multiversion! {
+    /// Add two columns to two sums.
+    fn add_columns(columns: &[[f64; PAIR_BLOCK]; 2], len: usize, sums: &mut [ExactSum; 2]) {
+        for (sum, column) in sums.iter_mut().zip(columns) {
+            sum.add_slice(&column[..len]);
+        }
+    }
 }
 
 /// What one annotator group gives to a unit: means over the group's draws, times `2^-e`.
@@ -334,18 +440,7 @@ impl Totals {
         let class = self.class[degree - 1].get_or_insert_with(|| Box::new(ClassTotals::new(degree)));
         class.add(unit, place, sign);
         if marginal {
-            for c in &unit.clusters {
-                place.each(|bucket, times| {
-                    self.cluster.mass.at(c.slot, bucket).add_scaled(c.mass * sign.of(times), unit.e);
-                });
-                if self.cluster.second.len() <= c.slot as usize {
-                    self.cluster.second.resize_with(c.slot as usize + 1, Default::default);
-                }
-                let times = sign.of(place.times());
-                let [cross, square] = &mut self.cluster.second[c.slot as usize];
-                cross.add_scaled(c.mass * unit.a * times, 2 * unit.e);
-                square.add_scaled(c.mass * c.mass * times, 2 * unit.e);
-            }
+            self.cluster.add(unit, place, sign);
         }
         for g in groups {
             place.each(|bucket, times| {
@@ -359,6 +454,7 @@ impl Totals {
     /// Bring what waits in blocks into the sums. Everything that reads them expects this.
     pub fn settle(&mut self) {
         self.class.iter_mut().flatten().for_each(|class| class.settle());
+        self.cluster.settle();
     }
 
     /// Add another policy's settled totals; `clusters` and `groups` translate its slots to ours.
@@ -369,14 +465,7 @@ impl Totals {
                 ours.merge(theirs);
             }
         }
-        self.cluster.mass.merge(&other.cluster.mass, clusters);
-        for (slot, sums) in other.cluster.second.iter().enumerate() {
-            let slot = clusters[slot] as usize;
-            if self.cluster.second.len() <= slot {
-                self.cluster.second.resize_with(slot + 1, Default::default);
-            }
-            merge_sums(&mut self.cluster.second[slot], sums);
-        }
+        self.cluster.merge(&other.cluster, clusters);
         for (ours, theirs) in self.group.iter_mut().zip(&other.group) {
             ours.merge(theirs, groups);
         }

@@ -10,9 +10,9 @@
 //!   truncated weights: `E Z_v <= zeta_v <= 1 - E (T_v - Z_v)`.
 //!
 //! Everything is relative to a power of two near the largest weight, so nothing overflows; sums within the unit are
-//! taken in 64-bit fixed point relative to that power. Integer addition has no order: shuffled rows give the same bits, at
-//! a precision (2^-58 of the largest weight for eight rows) finer than a double's.
+//! sums of integers ([`crate::fixed`]), so shuffled rows give the same bits.
 
+use crate::fixed::{Encoded, Rows, total};
 use crate::math;
 use crate::slots::{DIRECT, Slots};
 
@@ -20,26 +20,8 @@ use crate::slots::{DIRECT, Slots};
 pub const MAX_DEGREE: usize = 4;
 /// Highest order `v` of `zeta_v`.
 pub const MAX_ORDER: usize = MAX_DEGREE - 1;
-/// Weights are taken from a pre-computed `exp` if the unit's largest log-weight is at most this far from 0.
-const DIRECT_EXP: f64 = 300.0;
-
-const LN2_HI: f64 = 6.931_471_803_691_238e-1;
-const LN2_LO: f64 = 1.908_214_929_270_587_7e-10;
-
-/// The rows of one unit, one element per row in every slice.
-#[derive(Clone, Copy)]
-pub struct UnitRows<'a> {
-    /// Log-weights, `-inf` allowed.
-    pub l: &'a [f64],
-    /// `exp(l)`, used only if `l` is moderate.
-    pub w: &'a [f64],
-    /// Rescaled rewards in [0, 1].
-    pub r: &'a [f64],
-    /// Multiplicities (positive integers); `None` for 1.
-    pub m: Option<&'a [f64]>,
-    /// Slots of the rows' clusters.
-    pub cluster: Option<&'a [u32]>,
-}
+/// Clusters are handled this many at a time.
+const LANES: usize = 8;
 
 /// The mass that a unit gives to one of its clusters.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -65,6 +47,12 @@ pub struct UnitStats {
     pub a: f64,
     /// `N`.
     pub n: f64,
+    /// Mean reward.
+    pub r: f64,
+    /// Mean log-weight over all draws, impossible rows counting 0 (degree 0).
+    pub l: f64,
+    /// Mean `w l` (degree 1).
+    pub wl: f64,
     /// `P_2, P_3, P_4`; entry `d - 2` is meaningful if `K >= d` and the unit has clusters.
     pub p: [f64; MAX_ORDER],
     /// `Z_1, Z_2, Z_3` (degrees 2 to 4), meaningful like `p`.
@@ -73,7 +61,7 @@ pub struct UnitStats {
     pub x: [f64; MAX_ORDER],
     /// `Y_M = sum_{v <= M} (T_v - Z_v) / v` likewise.
     pub y: [f64; MAX_ORDER],
-    /// Rows in clusters, in canonical order (direct slots first, the others by key).
+    /// The unit's clusters in canonical order (direct slots first, the others by key).
     pub clusters: Vec<ClusterMass>,
 }
 
@@ -85,37 +73,9 @@ impl UnitStats {
     }
 }
 
-/// Fixed-point numbers of a unit: integers in steps of `2^-bits`.
-#[derive(Clone, Copy)]
-pub struct Fixed {
-    up: f64,
-    down: f64,
-}
-
-impl Fixed {
-    /// Room for `draws` terms of absolute value at most `2^magnitude`.
-    #[inline(always)]
-    pub fn new(draws: f64, magnitude: i32) -> Self {
-        let bits = i64::from(60 - math::exponent(draws) - magnitude).clamp(-900, 900);
-        Fixed { up: math::pow2(bits), down: math::pow2(-bits) }
-    }
-
-    /// Round towards zero to a step.
-    #[inline(always)]
-    pub fn encode(self, x: f64) -> i64 {
-        // SAFETY: by construction |x * up| <= 2^60; inputs are finite (validated when loaded).
-        unsafe { (x * self.up).to_int_unchecked() }
-    }
-
-    /// Back to a double, correctly rounded.
-    #[inline(always)]
-    pub fn decode(self, q: i64) -> f64 {
-        q as f64 * self.down
-    }
-}
-
-/// Power sums of the weights in one cluster, in fixed point.
+/// Power sums of the weights in one cluster, as integers.
 #[derive(Clone, Copy, Default)]
+#[repr(align(64))]
 struct PowerSums {
     p: [i64; MAX_DEGREE],
     draws: f64,
@@ -126,153 +86,144 @@ struct PowerSums {
 pub struct Scratch {
     table: Vec<PowerSums>,
     others: Vec<u32>,
-    weights: Vec<f64>,
+    touched: Vec<u32>,
 }
 
-/// The exponent `e` of the unit and its weights times `2^-e`, in (0, 1].
-#[inline(always)]
-fn normalized<'a>(rows: &UnitRows<'a>, scratch: &'a mut Vec<f64>, l_max: f64) -> (i32, &'a [f64], f64) {
-    if l_max == f64::NEG_INFINITY {
-        return (0, rows.w, 0.0);
-    }
-    if l_max.abs() <= DIRECT_EXP {
-        // exp is monotone, so the largest weight belongs to the largest log-weight.
-        let e = math::exponent(math::exp(l_max)) + 1;
-        return (e, rows.w, math::pow2(i64::from(-e)));
-    }
-    let e = (l_max * core::f64::consts::LOG2_E).floor() + 1.0;
-    scratch.clear();
-    scratch.extend(rows.l.iter().map(|&l| math::exp((l - e * LN2_HI) - e * LN2_LO)));
-    (e as i32, scratch, 1.0)
-}
+/// Power sums of [`LANES`] clusters, one column per cluster.
+type Columns = [[f64; LANES]; MAX_DEGREE];
 
-/// Elementary symmetric polynomials `e_1 .. e_4` of numbers with the given power sums (Newton's identities).
+/// Elementary symmetric polynomials `e_2, e_3, e_4` of numbers with the given power sums (Newton's identities).
 ///
 /// Cancellation can leave rounding noise of relative size 1e-16 of `p_1^d`; it is cut at zero, where the true value of
 /// a polynomial in non-negative weights lies.
 #[inline(always)]
-fn elementary(p: [f64; MAX_DEGREE], draws: f64) -> [f64; MAX_DEGREE] {
-    let [p1, p2, p3, p4] = p;
+fn elementary(p1: f64, p2: f64, p3: f64, p4: f64, draws: f64) -> [f64; MAX_ORDER] {
     let e2 = (p1 * p1 - p2) * 0.5;
     let e3 = (p1 * (p1 * p1 - 3.0 * p2) + 2.0 * p3) * (1.0 / 6.0);
     let e4 = (p1 * p1 * (p1 * p1 - 6.0 * p2) + 3.0 * p2 * p2 + 8.0 * p1 * p3 - 6.0 * p4) * (1.0 / 24.0);
-    let keep = |e: f64, d: f64| if draws >= d && e > 0.0 { e } else { 0.0 };
-    [p1, keep(e2, 2.0), keep(e3, 3.0), keep(e4, 4.0)]
+    let keep = |e: f64, d: f64| if (draws >= d) & (e > 0.0) { e } else { 0.0 };
+    [keep(e2, 2.0), keep(e3, 3.0), keep(e4, 4.0)]
 }
 
-/// Compute the statistics of one unit into `out` (whose cluster list is reused).
+/// For each lane's cluster: `e_d` of its rows (`d = 2, 3, 4`), and `p_1 e_v` of the rows outside it (`v = 1, 2, 3`);
+/// summed over the lanes in a fixed order.
 #[inline(always)]
-pub fn unit_stats(rows: UnitRows<'_>, slots: &Slots, scratch: &mut Scratch, out: &mut UnitStats) {
-    let len = rows.l.len();
-    let draws = rows.m.map_or(len as f64, |m| m.iter().sum());
-    let mut l_max = f64::NEG_INFINITY;
-    for &l in rows.l {
-        l_max = if l > l_max { l } else { l_max };
+fn polynomials(p: &Columns, draws: &[f64; LANES], all: [f64; MAX_DEGREE], k: f64) -> [[f64; MAX_ORDER]; 2] {
+    let mut same = [[0.0f64; LANES]; MAX_ORDER];
+    let mut apart = [[0.0f64; LANES]; MAX_ORDER];
+    for j in 0..LANES {
+        let [e2, e3, e4] = elementary(p[0][j], p[1][j], p[2][j], p[3][j], draws[j]);
+        same[0][j] = e2;
+        same[1][j] = e3;
+        same[2][j] = e4;
+        let rest = all[0] - p[0][j];
+        let [f2, f3, _] = elementary(rest, all[1] - p[1][j], all[2] - p[2][j], 0.0, k - draws[j]);
+        apart[0][j] = p[0][j] * rest;
+        apart[1][j] = p[0][j] * f2;
+        apart[2][j] = p[0][j] * f3;
     }
-    let Scratch { table, others, weights } = scratch;
-    let (e, w, shrink) = normalized(&rows, weights, l_max);
-    let fixed = Fixed::new(draws, 0);
-    let (w, r) = (&w[..len], &rows.r[..len]);
-    let per_draw = 1.0 / draws;
+    [same.map(sum_lanes), apart.map(sum_lanes)]
+}
 
-    out.e = e;
-    out.draws = draws;
-    out.l_max = l_max;
+#[inline(always)]
+fn sum_lanes(x: [f64; LANES]) -> f64 {
+    ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]))
+}
+
+/// Compute the statistics of unit `u` of a chunk into `out` (whose cluster list is reused).
+#[inline(always)]
+pub fn unit_stats(rows: &Rows, encoded: &Encoded, u: usize, slots: &Slots, scratch: &mut Scratch, out: &mut UnitStats) {
+    let scale = &encoded.units[u];
+    let (from, to) = (rows.starts[u], rows.starts[u + 1]);
+    let per_draw = 1.0 / scale.draws;
+    let mean = |q: &[i64], step: f64| total(&q[from..to]) as f64 * step * per_draw;
+    out.e = scale.e;
+    out.draws = scale.draws;
+    out.l_max = scale.l_max;
+    out.a = mean(&encoded.w[0], scale.step);
+    out.n = mean(&encoded.wr, scale.step);
+    out.r = mean(&encoded.r, scale.step);
+    out.l = mean(&encoded.l, scale.l_step);
+    out.wl = mean(&encoded.wl, scale.l_step);
     out.clusters.clear();
     out.p = [0.0; MAX_ORDER];
     out.z = [0.0; MAX_ORDER];
     out.x = [0.0; MAX_ORDER];
     out.y = [0.0; MAX_ORDER];
+    if !rows.cluster.is_empty() {
+        group_rows(rows, encoded, from, to, slots, scratch);
+        cluster_stats(encoded, u, from, to, scratch, out);
+    }
+}
 
-    let Some(cluster) = rows.cluster else {
-        let (mut a, mut n) = (0i64, 0i64);
-        for k in 0..len {
-            let w = rows.m.map_or(1.0, |m| m[k]) * (w[k] * shrink);
-            a += fixed.encode(w);
-            n += fixed.encode(w * r[k]);
-        }
-        out.a = fixed.decode(a) * per_draw;
-        out.n = fixed.decode(n) * per_draw;
-        return;
-    };
-
+/// Add the rows to their clusters' power sums; the clusters of the unit go to `touched` in canonical order.
+#[inline(always)]
+fn group_rows(rows: &Rows, encoded: &Encoded, from: usize, to: usize, slots: &Slots, scratch: &mut Scratch) {
+    let Scratch { table, others, touched } = scratch;
     if table.len() < slots.len() {
         table.resize(slots.len(), PowerSums::default());
     }
-    let cluster = &cluster[..len];
+    let [q1, q2, q3, q4] = encoded.w.each_ref().map(|q| &q[from..to]);
     let mut direct = 0u64;
-    let mut n = 0i64;
-    for k in 0..len {
-        let m = rows.m.map_or(1.0, |m| m[k]);
-        let w1 = w[k] * shrink;
-        let (mw1, slot) = (m * w1, cluster[k]);
-        let mw2 = mw1 * w1;
-        let mw3 = mw2 * w1;
-        n += fixed.encode(mw1 * r[k]);
+    for (k, &slot) in rows.cluster[from..to].iter().enumerate() {
         let sums = &mut table[slot as usize];
         if (slot as usize) < DIRECT {
             direct |= 1 << slot;
         } else if sums.draws == 0.0 {
             others.push(slot);
         }
-        sums.draws += m;
-        sums.p[0] += fixed.encode(mw1);
-        sums.p[1] += fixed.encode(mw2);
-        sums.p[2] += fixed.encode(mw3);
-        sums.p[3] += fixed.encode(mw3 * w1);
+        sums.draws += if rows.m.is_empty() { 1.0 } else { rows.m[from + k] };
+        for (p, q) in sums.p.iter_mut().zip([q1[k], q2[k], q3[k], q4[k]]) {
+            *p += q;
+        }
     }
-    if others.len() > 1 {
+    touched.clear();
+    while direct != 0 {
+        touched.push(direct.trailing_zeros());
+        direct &= direct - 1;
+    }
+    if !others.is_empty() {
         others.sort_unstable_by_key(|&slot| slots.key(slot));
+        touched.append(others);
     }
+}
 
-    // Canonical order of the clusters from here on, since these sums are in floating point.
-    let mut total = [0i64; MAX_DEGREE];
-    let mut bits = direct;
-    while bits != 0 {
-        let slot = bits.trailing_zeros();
-        bits &= bits - 1;
-        total = add(total, table[slot as usize].p);
-        out.clusters.push(ClusterMass { slot, draws: 0.0, mass: 0.0 });
-    }
-    for &slot in others.iter() {
-        total = add(total, table[slot as usize].p);
-        out.clusters.push(ClusterMass { slot, draws: 0.0, mass: 0.0 });
-    }
-    others.clear();
-
+/// Everything that needs clusters; empties the table.
+#[inline(always)]
+fn cluster_stats(encoded: &Encoded, u: usize, from: usize, to: usize, scratch: &mut Scratch, out: &mut UnitStats) {
+    let scale = &encoded.units[u];
+    let (k, per_draw) = (scale.draws, 1.0 / scale.draws);
+    let all: [f64; MAX_DEGREE] = core::array::from_fn(|d| total(&encoded.w[d][from..to]) as f64 * scale.step);
     let mut same = [0.0f64; MAX_ORDER]; // sum_c e_d(c), d = 2..4
     let mut apart = [0.0f64; MAX_ORDER]; // sum_c p_1(c) e_v(all rows outside c), v = 1..3
-    for c in &mut out.clusters {
-        let sums = core::mem::take(&mut table[c.slot as usize]);
-        let p = sums.p.map(|q| fixed.decode(q));
-        c.draws = sums.draws;
-        c.mass = p[0] * per_draw;
-        if sums.draws > 1.0 {
-            let e = elementary(p, sums.draws);
-            for (s, e) in same.iter_mut().zip(&e[1..]) {
-                *s += e;
+    for slots in scratch.touched.chunks(LANES) {
+        let mut p: Columns = [[0.0; LANES]; MAX_DEGREE];
+        let mut draws = [0.0; LANES];
+        for (j, &slot) in slots.iter().enumerate() {
+            let sums = core::mem::take(&mut scratch.table[slot as usize]);
+            for d in 0..MAX_DEGREE {
+                p[d][j] = sums.p[d] as f64 * scale.step;
             }
+            draws[j] = sums.draws;
+            out.clusters.push(ClusterMass { slot, draws: sums.draws, mass: p[0][j] * per_draw });
         }
-        let rest = elementary(sub(total, sums.p).map(|q| fixed.decode(q)), draws - sums.draws);
-        for (s, e) in apart.iter_mut().zip(rest) {
-            *s += p[0] * e;
+        let [a, b] = polynomials(&p, &draws, all, k);
+        for d in 0..MAX_ORDER {
+            same[d] += a[d];
+            apart[d] += b[d];
         }
     }
-    let total = total.map(|q| fixed.decode(q));
-    out.a = total[0] * per_draw;
-    out.n = fixed.decode(n) * per_draw;
-    let all = elementary(total, draws);
-
-    let (mut x, mut y, mut choose) = (0.0, 0.0, draws);
+    let whole = elementary(all[0], all[1], all[2], all[3], k);
+    let (mut x, mut y, mut choose) = (0.0, 0.0, k);
     for v in 1..=MAX_ORDER {
-        if draws < (v + 1) as f64 {
+        if k < (v + 1) as f64 {
             break;
         }
-        choose = choose * (draws - v as f64) / (v + 1) as f64; // C(K, v+1)
+        choose = choose * (k - v as f64) / (v + 1) as f64; // C(K, v+1)
         let per = 1.0 / choose;
-        let factor = power_of_two((v as i32 + 1) * e) / v as f64;
+        let factor = power_of_two((v as i32 + 1) * scale.e) / v as f64;
         let z = apart[v - 1] * per / (v + 1) as f64;
-        let t = all[v] * per;
+        let t = whole[v - 1] * per;
         out.p[v - 1] = same[v - 1] * per;
         out.z[v - 1] = z;
         x += if z > 0.0 { z * factor } else { 0.0 };
@@ -287,29 +238,24 @@ fn power_of_two(k: i32) -> f64 {
     math::pow2(i64::from(k.clamp(-1022, 1023)))
 }
 
-#[inline(always)]
-fn add(a: [i64; MAX_DEGREE], b: [i64; MAX_DEGREE]) -> [i64; MAX_DEGREE] {
-    core::array::from_fn(|i| a[i] + b[i])
-}
-
-#[inline(always)]
-fn sub(a: [i64; MAX_DEGREE], b: [i64; MAX_DEGREE]) -> [i64; MAX_DEGREE] {
-    core::array::from_fn(|i| a[i] - b[i])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    pub(super) fn stats(l: &[f64], r: &[f64], m: Option<&[f64]>, c: Option<&[i64]>) -> UnitStats {
+    fn stats(l: &[f64], r: &[f64], m: &[f64], c: &[i64]) -> UnitStats {
         let mut slots = Slots::default();
-        let cluster: Option<Vec<u32>> = c.map(|c| c.iter().map(|&key| slots.slot(key)).collect());
-        let w: Vec<f64> = l.iter().map(|&l| math::exp(l)).collect();
-        let mut out = UnitStats::default();
-        let rows = UnitRows { l, w: &w, r, m, cluster: cluster.as_deref() };
-        let mut scratch = Scratch::default();
-        unit_stats(rows, &slots, &mut scratch, &mut out);
+        let mut rows = Rows {
+            starts: vec![0, l.len()],
+            l: l.to_vec(),
+            w: l.iter().map(|&l| math::exp(l)).collect(),
+            r: r.to_vec(),
+            m: m.to_vec(),
+            cluster: c.iter().map(|&key| slots.slot(key)).collect(),
+        };
+        let (mut encoded, mut scratch, mut out) = Default::default();
+        Encoded::encode(&mut encoded, &mut rows);
+        unit_stats(&rows, &encoded, 0, &slots, &mut scratch, &mut out);
         assert!(scratch.table.iter().all(|s| s.draws == 0.0 && s.p == [0; 4]));
         out
     }
@@ -318,10 +264,13 @@ mod tests {
     fn closed_forms() {
         // Two clusters with weights (1, 2) and (4): all polynomials by hand.
         let l = [0.0, math::ln(2.0), math::ln(4.0)];
-        let s = stats(&l, &[1.0, 0.0, 0.5], None, Some(&[7, 7, -3]));
+        let s = stats(&l, &[1.0, 0.0, 0.5], &[], &[7, 7, -3]);
         let f = power_of_two(s.e);
         assert!((s.a * f - 7.0 / 3.0).abs() < 1e-14);
         assert!((s.n * f - 1.0).abs() < 1e-14);
+        assert!((s.r - 0.5).abs() < 1e-15);
+        assert!((s.l - 2f64.ln()).abs() < 1e-15);
+        assert!((s.wl * f - (2.0 * 2f64.ln() + 4.0 * 4f64.ln()) / 3.0).abs() < 1e-14);
         assert!((s.p[0] * f * f - 2.0 / 3.0).abs() < 1e-14); // e_2(1,2) / C(3,2)
         assert_eq!(s.p[1], 0.0);
         let z1 = (3.0 * 4.0 + 4.0 * 3.0) / 6.0;
@@ -336,11 +285,11 @@ mod tests {
 
     #[test]
     fn zero_and_extreme_weights() {
-        let s = stats(&[f64::NEG_INFINITY; 2], &[1.0; 2], None, None);
-        assert_eq!((s.a, s.n, s.e), (0.0, 0.0, 0));
-        let near = stats(&[0.5, 1.5, -1.0], &[0.2, 0.4, 0.9], None, Some(&[1, 1, 2]));
+        let s = stats(&[f64::NEG_INFINITY; 2], &[1.0; 2], &[], &[]);
+        assert_eq!((s.a, s.n, s.e, s.l, s.wl), (0.0, 0.0, 0, 0.0, 0.0));
+        let near = stats(&[0.5, 1.5, -1.0], &[0.2, 0.4, 0.9], &[], &[1, 1, 2]);
         for shift in [-4000.0f64, 2000.0] {
-            let far = stats(&[0.5 + shift, 1.5 + shift, -1.0 + shift], &[0.2, 0.4, 0.9], None, Some(&[1, 1, 2]));
+            let far = stats(&[0.5 + shift, 1.5 + shift, -1.0 + shift], &[0.2, 0.4, 0.9], &[], &[1, 1, 2]);
             assert!((far.n / far.a - near.n / near.a).abs() < 1e-12);
             assert!((far.p[0] / (far.a * far.a) - near.p[0] / (near.a * near.a)).abs() < 1e-12);
         }
@@ -355,7 +304,7 @@ mod tests {
                 l.push(a); r.push(b); c.push(k); m.push(f64::from(times));
                 for _ in 0..times { l2.push(a); r2.push(b); c2.push(k); }
             }
-            let (a, b) = (stats(&l, &r, Some(&m), Some(&c)), stats(&l2, &r2, None, Some(&c2)));
+            let (a, b) = (stats(&l, &r, &m, &c), stats(&l2, &r2, &[], &c2));
             prop_assert_eq!(a.draws, b.draws);
             prop_assert!((a.a - b.a).abs() < 1e-14 && (a.n - b.n).abs() < 1e-14);
             for d in 0..MAX_ORDER {
@@ -367,12 +316,12 @@ mod tests {
 
         #[test]
         fn order_leaves_the_bits(
-            mut rows in prop::collection::vec((-30.0f64..30.0, 0.0f64..1.0, -70i64..70), 1..12), turn in 0usize..12,
+            mut rows in prop::collection::vec((-30.0f64..30.0, 0.0f64..1.0, -70i64..70), 1..20), turn in 0usize..20,
         ) {
             let run = |rows: &[(f64, f64, i64)]| {
                 let (l, r, c): (Vec<_>, Vec<_>, Vec<_>) = (
                     rows.iter().map(|x| x.0).collect(), rows.iter().map(|x| x.1).collect(), rows.iter().map(|x| x.2).collect());
-                let mut s = stats(&l, &r, None, Some(&c));
+                let mut s = stats(&l, &r, &[], &c);
                 s.clusters.iter_mut().for_each(|c| c.slot = 0); // slots are numbered by appearance
                 s
             };

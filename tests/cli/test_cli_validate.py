@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from conftest import Run
+from runs import Run
 
 
 def test_a_good_log(run: Run, log: Path) -> None:

@@ -6,13 +6,14 @@ import re
 import shlex
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import typer.main
-from conftest import Run
+from runs import Run
 
 from pope_fast.cli import app
-from pope_fast.evaluate import results
-from pope_fast.simulate import KINDS
+from pope_fast.evaluate import DEFAULT_THRESHOLDS, results
+from pope_fast.simulate import KINDS, simulate
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -72,4 +73,41 @@ def test_the_readme_shows_what_the_demo_prints(process: Run, monkeypatch: pytest
     outcome = process("evaluate", log, "--truth", truth, environment=environment)
     assert outcome.code == 0
     printed = "\n".join(line.rstrip() for line in outcome.stdout.splitlines()).strip("\n")
-    assert printed == block[1]
+    assert printed == block[1], "run scripts/update_readme.py"
+
+
+def test_the_theory_page_names_files_that_exist() -> None:
+    text = (ROOT / "docs" / "theory.md").read_text(encoding="utf-8")
+    files = set(re.findall(r"`((?:pope_fast|rust)/[\w/.-]+)`", text))
+    assert len(files) >= 15
+    for name in files:
+        assert (ROOT / name).exists() or (ROOT / "python" / name).exists(), name
+
+
+def test_every_gate_of_the_verdict_is_documented_with_its_default() -> None:
+    text = (ROOT / "docs" / "howto-evaluate.md").read_text(encoding="utf-8")
+    documented: dict[str, float] = {}
+    for names, defaults in re.findall(r"^\| (`.*?`) \| ([\d., ]+) \|", text, re.MULTILINE):
+        documented |= dict(zip(re.findall(r"`(\w+)`", names), map(float, defaults.split(", ")), strict=True))
+    assert documented == dict(DEFAULT_THRESHOLDS)
+
+
+def python_blocks(document: Path) -> str:
+    return "\n".join(re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL))
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/tutorial.md", "docs/howto-validate.md", "docs/howto-simulate.md"]
+)
+def test_python_in_documents_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    world = simulate("table", prompts=100, seed=1).table
+    columns = {column: world[column].to_numpy() for column in ("prompt_id", "reward", "behavior_logprob")}
+    pq.write_table(world.append_column("upvotes", world["reward"]), "log.parquet")
+    names = {**columns, "target_logprob": world["target_logprob/near"].to_numpy()}
+    exec(compile(python_blocks(ROOT / name), name, "exec"), names)
+    if name == "README.md":
+        assert "near" in capsys.readouterr().out
+        assert 0.0 < names["result"].value < 1.0

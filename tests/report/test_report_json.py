@@ -38,7 +38,7 @@ def test_harness_shape(evaluation: Evaluation) -> None:
     assert near["utility,snips"] == 0.7124
     assert near["diversity,H_3"] == 1.0436
     assert near["diversity,coverage@2"] == 1.61
-    assert near["value,V"] == 1.2341
+    assert near["value,sn_tips"] == 1.2341
     assert near["group/expert,sn_tips"] == 0.73
     assert near["verdict"] == "reliable"
     assert near["utility,dr"] is None

@@ -31,7 +31,7 @@ def test_every_quantity_with_interval_ess_and_verdict(evaluation: Evaluation, wi
     text = render_text(evaluation, width=width)
     assert lines_with(text, "V value", "1.234", "[1.200, 1.268]")
     assert lines_with(text, "U utility", "0.712", "[0.691, 0.733]")
-    assert lines_with(text, "D H_3", "1.044", "[1.019, 1.069]")
+    assert lines_with(text, "D diversity", "1.044", "[1.019, 1.069]")
     assert "✔ reliable" in text
     assert "✘ unreliable" in text
     assert "ESS 412 of 500" in text
@@ -47,13 +47,13 @@ def test_str_is_the_plain_table(evaluation: Evaluation) -> None:
 
 def test_unreliable_estimates_are_marked_and_explained(evaluation: Evaluation) -> None:
     text = render_text(evaluation, width=120)
-    for quantity, figure in (("V value", "1.311"), ("U utility", "0.844"), ("D H_3", "0.930")):
+    for quantity, figure in (("V value", "1.311"), ("U utility", "0.844"), ("D diversity", "0.930")):
         assert lines_with(text, quantity, f"✘ {figure}")
     assert not lines_with(text, "✘ 1.234")
     assert lines_with(text, "U utility", "✘ 0.844", "[0.434, 1.254]", "robust")
     assert lines_with(text, "- effective sample size 7.3 is below 50")
     assert lines_with(text, "next: Do not use the point estimates")
-    assert lines_with(text, "next: More of the same log would need at least 3,500 independent units")
+    assert lines_with(text, "next: Or log more of the same: at least 3,500 independent units")
     assert "the reward range was observed" not in text  # information is no reason
 
 
@@ -78,7 +78,7 @@ def test_truth_stands_beside_the_estimate(evaluation: Evaluation, truth: dict[st
     assert re.search(r"U utility +0\.712 .*0\.715 in$", text, re.MULTILINE)
     assert re.search(r"V value +1\.234 .*1\.240 in$", text, re.MULTILINE)  # .715 + .5 * 1.05
     assert re.search(r"U utility +✘ 0\.844 .*0\.245 OUT$", text, re.MULTILINE)
-    assert re.search(r"D H_3 +✘ 0\.930 .*0\.900$", text, re.MULTILINE)  # no interval: neither in nor out
+    assert re.search(r"D diversity +✘ 0\.930 .*0\.900$", text, re.MULTILINE)  # no interval
     assert "truth" not in render_text(evaluation, width=120)
 
 
@@ -134,3 +134,29 @@ def test_decimals_follow_the_width_of_the_interval(evaluation: Evaluation) -> No
         near = replace(evaluation["near"], utility=estimate)
         text = render_text(replace(evaluation, policies={"near": near}, differences={}), width=120)
         assert re.search(rf"U utility +{shown}", text)
+
+
+def test_the_letter_d_is_explained(evaluation: Evaluation, caution: Evaluation) -> None:
+    assert lines_with(render_text(evaluation), "D is H_3 in nats")
+    assert not lines_with(render_text(caution), "D is")
+    detail = evaluation["near"].diversity_detail
+    assert detail is not None
+    marginal = replace(
+        evaluation["near"], diversity_detail=replace(detail, level="marginal", measure="entropy")
+    )
+    text = render_text(replace(evaluation, policies={"near": marginal}, differences={}))
+    assert lines_with(text, "D is the entropy in nats of the clusters over the whole log")
+
+
+def test_the_reason_for_a_missing_difference_is_said_once(evaluation: Evaluation) -> None:
+    note = "not to be trusted: far unreliable"
+    difference = evaluation.compare("near", "far")
+    parts = {
+        name: replace(getattr(difference, name), interval=None, note=note)
+        for name in ("utility", "diversity", "value")
+    }
+    text = render_text(
+        replace(evaluation, differences={("near", "far"): replace(difference, note=note, **parts)}), width=120
+    )
+    assert text.count(note) == 1
+    assert lines_with(text, "near - far", "V", "✘ -0.080", f"none: {note}")

@@ -227,7 +227,7 @@ class _Validation:
                 bounds = None if declared is None else (declared.low, declared.high)
                 values = check_number(self.book, array, role, column, first_row, bounds)
                 if role == "count":
-                    weights = np.where(values > 0, values, 0.0)
+                    weights = np.where((values > 0) & np.isfinite(values), values, 0.0)
                 if role == "reward" and np.isfinite(values).any():
                     finite = values[np.isfinite(values)]
                     self.low = min(self.low, float(finite.min()))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from conftest import Run
+from runs import Run
 
 import pope_fast
 
@@ -37,17 +38,30 @@ def test_wrong_usage_is_exit_code_2(run: Run, arguments: list[str]) -> None:
     assert "Traceback" not in outcome.both
 
 
-def test_a_start_loads_no_data_library() -> None:
+def loaded_by(*arguments: str) -> set[str]:
+    """Names of the modules that a run of the command line has loaded at its end."""
     code = (
         "import sys, json\n"
         "from pope_fast.cli import main\n"
-        "sys.argv = ['pope', '--version']\n"
-        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        f"sys.argv = ['pope', *{list(arguments)!r}]\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
         "print(json.dumps(sorted(sys.modules)))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=True)
-    loaded = set(json.loads(done.stdout.decode().splitlines()[-1]))
-    assert loaded.isdisjoint({"pandas", "pyarrow", "torch", "ray", "matplotlib", "scipy", "polars"})
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120, check=True)
+    return set(json.loads(done.stdout.decode().splitlines()[-1]))
+
+
+def test_a_start_loads_no_data_library() -> None:
+    heavy = {"numpy", "pandas", "polars", "pyarrow", "ray", "scipy", "torch", "matplotlib"}
+    assert loaded_by("--help").isdisjoint(heavy)
+    assert loaded_by("--version").isdisjoint(heavy - {"numpy"})
+
+
+def test_an_evaluation_loads_no_data_frame_library(log: Path) -> None:
+    # Some conversions of pyarrow import pandas where it is installed; that takes longer than the evaluation.
+    heavy = {"pandas", "polars", "ray", "scipy", "torch", "matplotlib", "pyarrow.dataset"}
+    assert loaded_by("evaluate", str(log)).isdisjoint(heavy)
+    assert loaded_by("evaluate", str(log), "--json", "-").isdisjoint(heavy)
 
 
 def test_the_package_and_its_function_of_one_name_live_together() -> None:

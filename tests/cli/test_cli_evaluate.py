@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-from conftest import Run
+from runs import Run
 
 from pope_fast.evaluate import evaluate
 from pope_fast.report.table import render_text

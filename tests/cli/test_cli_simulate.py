@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import Run
+from runs import Run
 
 from pope_fast.simulate import KINDS
 

@@ -35,7 +35,16 @@ def test_figures(x: float | None, shown: str) -> None:
 
 @pytest.mark.parametrize(
     ("x", "shown"),
-    [(None, "n/a"), (0.0, "0%"), (0.82, "82%"), (0.0146, "1.5%"), (0.0001, "< 0.1%"), (1.0, "100%")],
+    [
+        (None, "n/a"),
+        (0.0, "0%"),
+        (0.82, "82%"),
+        (0.0146, "1.5%"),
+        (0.0001, "< 0.1%"),
+        (1.0, "100%"),
+        (-0.0, "0%"),
+        (-0.003, "-0.3%"),
+    ],
 )
 def test_percent(x: float | None, shown: str) -> None:
     assert words.percent(x) == shown
@@ -90,6 +99,24 @@ def test_how_much_more_data_would_do(evaluation: Evaluation, ess: float, said: s
     steps = with_findings(evaluation, "unreliable", Finding("low_ess", "unreliable", "...", ess, 50.0))
     assert steps[1] == words.NEARER
     assert [said in step for step in steps[2:]] == ([True] if said else [])
+
+
+def test_few_units_with_good_overlap_ask_for_more_prompts(
+    evaluation: Evaluation,
+) -> None:
+    near = evaluation["near"]
+    few = replace(near.diagnostics, n_units=8, ess=8.0)
+    judged = Verdict("unreliable", (Finding("low_ess", "unreliable", "...", 8.0, 50.0),))
+    steps = words.next_steps(replace(near, diagnostics=few, verdict=judged))
+    assert len(steps) == 2
+    assert steps[1].startswith("Log more prompts: at least 50 independent units.")
+
+
+def test_the_formula_of_the_value(evaluation: Evaluation, caution: Evaluation) -> None:
+    assert "V = U + 0.5 D" in words.subtitle(evaluation)
+    plain = replace(evaluation, settings=replace(evaluation.settings, diversity_weight=1.0))
+    assert "V = U + D" in words.subtitle(plain)
+    assert "V = U (no clusters)" in words.subtitle(caution)
 
 
 def test_every_code_that_moves_a_verdict_has_a_step() -> None:
