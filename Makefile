@@ -78,18 +78,23 @@ test-fast: $(DONE)/build $(DONE)/test ## the Python tests that are not marked sl
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) -m 'not slow' $(PYTEST_ARGS)
 
 .PHONY: lint
-lint: lint-rust lint-python ## formatting, clippy, ruff, mypy --strict, and the stub against the extension
+lint: rustfmt clippy ruff mypy stubtest ## formatting, clippy, ruff, mypy --strict, and the stub against the extension
 
-.PHONY: lint-rust
-lint-rust:
+.PHONY: rustfmt clippy ruff mypy stubtest
+rustfmt:
 	cargo fmt --all --check
+
+clippy:
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 
-.PHONY: lint-python
-lint-python: $(DONE)/build $(DONE)/lint
+ruff: $(DONE)/lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+mypy: $(DONE)/build $(DONE)/lint
 	$(BIN)/mypy
+
+stubtest: $(DONE)/build $(DONE)/lint
 	MYPYPATH=python $(BIN)/python -m mypy.stubtest pope_fast._core
 
 .PHONY: format

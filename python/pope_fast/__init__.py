@@ -14,7 +14,9 @@ The pipeline has five verbs; each is a function here and a command of ``pope``::
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,7 +40,6 @@ _WHERE = {
     "StateError": "pope_fast.errors",
     "ValidationReport": "pope_fast.log",
     "demo_log": "pope_fast.data",
-    "evaluate": "pope_fast.evaluate",
     "read_log": "pope_fast.log",
     "validate": "pope_fast.log",
 }
@@ -76,3 +77,21 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+class _Package(ModuleType):
+    """Keeps ``pope_fast.evaluate`` the function, although a sub-package has the same name.
+
+    The import system binds a sub-package to its parent when it is first imported; here that binding is dropped.
+    """
+
+    @property
+    def evaluate(self) -> Any:
+        return import_module("pope_fast.evaluate").evaluate
+
+    @evaluate.setter
+    def evaluate(self, module: ModuleType) -> None:
+        pass
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,8 +1,8 @@
 """The summary of one policy as the NumPy twins see it: the same nested dictionaries, every number of them.
 
-Built of :mod:`pope_fast.reference` wherever it has the function; what is only a combination of those (intervals
-of V, bounds on entropies by cluster, the choice between diversity levels) is written out from its definition.
-Weights are kept relative to the largest, with one factor ``exp(top)``: nothing overflows that is free of scale.
+Built of :mod:`pope_fast.reference` wherever it has the function; what is only a combination of those
+(intervals of V, bounds on entropies by cluster, the choice between diversity levels) is written out from its
+definition. Weights are relative to the largest, with one factor ``exp(top)``, so that they never overflow.
 """
 
 from __future__ import annotations
@@ -142,12 +142,12 @@ class Twin(WithinPrompts):
 
     # Value.
 
-    def headline(self) -> tuple[float, Callable[[Array], float]]:
-        """Headline diversity as a statistic of the units kept (marginal: plug-in)."""
+    def d_statistic(self) -> Callable[[Array], float]:
+        """Headline diversity as a statistic of the units kept (over the log: plug-in)."""
         level, order = self.where
         if level == "marginal":
             _, table = self.table
-            return 0.0, lambda kept: mg.entropy(mg.shares(table[kept]))
+            return lambda kept: mg.entropy(mg.shares(table[kept]))
         used, _ = self.moments
         weights = np.array([1.0 / v for v in range(1, order + 1)])
 
@@ -155,7 +155,7 @@ class Twin(WithinPrompts):
             value = float(weights @ self.zeta("control", kept[used]))
             return min(max(value, 0.0), float(weights.sum()))
 
-        return 0.0, statistic
+        return statistic
 
     def u_statistic(self) -> Callable[[Array], float]:
         w = np.exp(self.cut)
@@ -181,7 +181,7 @@ class Twin(WithinPrompts):
             var_u, var_d = u.standard_error**2, h.standard_error**2
             method = "delta"
         else:
-            _, d_of = self.headline()
+            d_of = self.d_statistic()
             u_of = self.u_statistic()
             joint = [self.jackknife(f) for f in (u_of, d_of, lambda kept: u_of(kept) + d_of(kept))]
             if any(j is None for j in joint):

@@ -18,7 +18,7 @@ N = 120
 
 def lists(lengths: list[int] | None = None, type_: pa.DataType | None = None) -> pa.Array:
     lengths = [1 + i % 5 for i in range(N)] if lengths is None else lengths
-    return pa.array([[-0.5] * length for length in lengths], type_ or pa.list_(pa.float32()))
+    return pa.array([[np.float16(-0.5)] * length for length in lengths], type_ or pa.list_(pa.float32()))
 
 
 def refused(table: pa.Table, **options: Any) -> SchemaError:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from log_tables import joined, make_table, read_all
 
-from pope_fast.errors import PopeWarning, SchemaError
+from pope_fast.errors import PopeError, PopeWarning, SchemaError
 from pope_fast.log import FeedbackLog, LogBatch, ScatteredRowsError, read_log
 from pope_fast.log.scatter import gather, mixed_keys
 
@@ -100,6 +100,17 @@ def test_temporary_files_are_removed_after_an_error(tmp_path: Path) -> None:
 
     with pytest.raises(SchemaError, match="bad"):
         list(gather(broken(), memory_limit=1000, temp_dir=str(tmp_path)))
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_a_clean_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pope_fast.log.scatter.np.save", full)
+    batches = [batch_of(range(500)), batch_of(range(500), 500)]
+    with pytest.raises(PopeError, match="No space left"):
+        list(gather(batches, memory_limit=1000, temp_dir=str(tmp_path)))
     assert not any(tmp_path.iterdir())
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -242,3 +244,21 @@ def test_two_passes_at_once() -> None:
 def test_bad_batch_size() -> None:
     with pytest.raises(PopeError, match="batch_rows"):
         read_log(TABLE).batches(batch_rows=0)
+
+
+ABANDONED = """
+import sys
+import pope_fast
+iterator = pope_fast.read_log(sys.argv[1]).batches(batch_rows=3)
+next(iterator)
+print("done", flush=True)
+"""
+
+
+def test_an_abandoned_iterator_does_not_keep_the_interpreter_from_ending(tmp_path: Path) -> None:
+    pq.write_table(TABLE, tmp_path / "log.parquet", row_group_size=3)
+    command = [sys.executable, "-c", ABANDONED, str(tmp_path / "log.parquet")]
+    # The time limit ends a run that hangs; one that works is far from it.
+    run = subprocess.run(command, check=True, capture_output=True, timeout=120)
+    assert run.stdout.split() == [b"done"]
+    assert run.stderr == b""

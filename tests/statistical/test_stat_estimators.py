@@ -43,7 +43,7 @@ def test_ranking_far_from_the_log(far):
     ("name", "expected"), [("sn_tips", 0.075), ("psis", 0.090), ("cv", 0.106), ("snips", 0.117)]
 )
 def test_size_of_the_errors_far_from_the_log(name, expected, far):
-    assert far[name] == pytest.approx(expected, rel=0.2)
+    assert far[name] == pytest.approx(expected, rel=0.25)
 
 
 def test_unnormalized_weighting_is_hopeless_far_from_the_log(far):

@@ -83,7 +83,7 @@ def make_estimate(
     return Estimate(
         name=name or record["name"],
         value=value,
-        standard_error=_finite(record["standard_error"]),
+        standard_error=_finite(record["standard_error"]) if value is not None else None,
         interval=interval,
         intervals=intervals,
         unit=unit,

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pope_fast import _core
-from pope_fast.errors import PopeError
+from pope_fast.errors import PopeError, SchemaError
 from pope_fast.evaluate.findings import AACalibration
 from pope_fast.evaluate.records import make_difference, make_policy_value
 from pope_fast.evaluate.results import Difference, Estimate, Evaluation, EvaluationSettings, Interval
@@ -193,6 +193,7 @@ class _AA:
     """Noise of the log-probs from the behavior policy scored twice, over rows."""
 
     state: _core.State
+    column: str
     exact: int = 0
     rows: int = 0
 
@@ -214,7 +215,14 @@ class _AA:
 
     def result(self) -> AACalibration:
         d = self.state.snapshot().summary("again")["diagnostics"]
-        spread = d["mean_log_weight_standard_error"] * float(d["n_draws"]) ** 0.5
+        error = d["mean_log_weight_standard_error"]
+        if error is None:
+            raise SchemaError(
+                "scored again, the behavior policy gives -inf to a response that it wrote",
+                column=self.column,
+                remedy="score it with the distribution that was sampled from",
+            )
+        spread = error * float(d["n_draws"]) ** 0.5
         return AACalibration(kappa=d["mean_weight"], sd_log_noise=spread, share_exact=self.exact / self.rows)
 
 
@@ -263,7 +271,7 @@ class _Job:
         )
         if self.aa_policy is None:
             return state, None
-        return state, _AA(_core.State(["again"], self.bounds, row_units=True))
+        return state, _AA(_core.State(["again"], self.bounds, row_units=True), self.aa_policy)
 
     def step(self, states: tuple[_core.State, _AA | None], batch: LogBatch) -> None:
         state, aa = states

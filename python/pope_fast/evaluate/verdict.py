@@ -123,7 +123,7 @@ def _consistency(
     log_e, mean_log, error = d["log_e_value"], d["mean_log_weight"], d["mean_log_weight_standard_error"]
     if log_e > math.log(gates["e_value"]):
         reasons.append(f"the mean weight {d['mean_weight']:.3g} is above 1 (e-value {_power(log_e)})")
-    if d["zero_weight_draws"] == 0 and mean_log > gates["mean_log_weight_z"] * error > 0:
+    if mean_log is not None and mean_log > gates["mean_log_weight_z"] * error > 0:
         reasons.append(f"the mean log-weight {mean_log:+.3g} is above 0, which no two policies can do")
     if inverted:
         reasons.append("an interval came out with its lower end above its upper end")

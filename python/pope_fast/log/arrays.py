@@ -41,7 +41,10 @@ def as_numpy(array: Array) -> NDArray[Any]:
         return np.concatenate([as_numpy(chunk) for chunk in array.chunks] or [np.empty(0)])
     if pa.types.is_boolean(array.type):
         return as_numpy(array.cast(pa.uint8())).astype(np.bool_)
-    dtype = np.dtype(array.type.to_pandas_dtype())
+    letter = (
+        "f" if pa.types.is_floating(array.type) else "i" if pa.types.is_signed_integer(array.type) else "u"
+    )
+    dtype = np.dtype(f"{letter}{array.type.bit_width // 8}")
     buffer = array.buffers()[1]
     if len(array) == 0 or buffer is None:
         return np.empty(0, dtype=dtype)

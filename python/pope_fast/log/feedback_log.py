@@ -61,6 +61,8 @@ class FeedbackLog:
         The target policies.
     source : str
         Where the rows come from, for people.
+    reader : Source
+        What reads them.
     unit : str
         The independent unit unless a pass says otherwise.
     scattered : bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -63,7 +64,9 @@ def read_ahead(items: Iterable[T], depth: int = 1) -> Iterator[T]:
             yield item
     finally:
         stopped.set()
-        while not ended:
+        # When the interpreter shuts down, the thread is gone and would be waited for in vain.
+        while not ended and not sys.is_finalizing():
             # Room in the queue lets the producer see that it is no longer wanted.
             ended = isinstance(ready.get(), _End)
-        thread.join()
+        if not sys.is_finalizing():
+            thread.join()

@@ -10,6 +10,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pope_fast.errors import PopeError
 from pope_fast.log.batches import LogBatch
 
 __all__ = ["gather", "mixed_keys"]
@@ -112,6 +113,11 @@ def _through_files(
                 _write(held.pop(0), files, level)
             for chunk in rest:
                 _write(chunk, files, level)
+        except OSError as error:
+            raise PopeError(
+                f"gathering scattered rows needs temporary files, and {folder} cannot hold them ({error}); "
+                "name a folder with more room (temp_dir=), allow more memory (memory_limit=), or sort the log"
+            ) from error
         finally:
             for file in files:
                 file.close()

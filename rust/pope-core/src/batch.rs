@@ -107,11 +107,12 @@ impl Batch<'_> {
         let n = self.len();
         let check = |name: &str, len: Option<usize>| match len {
             Some(len) if len != n => {
-                Err(Error::Shape(format!("column '{name}' has {len} rows where 'reward' has {n}; columns must be equally long")))
+                let problem = format!("{len} rows where 'reward' has {n}; columns must be equally long");
+                Err(Error::Length { column: name.to_owned(), problem })
             }
             _ => Ok(()),
         };
-        check("unit", self.unit.map(<[i64]>::len))?;
+        check("unit_key", self.unit.map(<[i64]>::len))?;
         check("behavior_logprob", Some(self.behavior.len()))?;
         self.targets.iter().try_for_each(|t| check("target_logprob", Some(t.len())))?;
         check("cluster", self.cluster.as_ref().map(Ints::len))?;

@@ -31,7 +31,7 @@ trait Store: Sized {
 struct Input<'a>(&'a [u8]);
 
 fn corrupt(what: &str) -> Error {
-    Error::Corrupt(format!("not a valid state: {what}"))
+    Error::State(format!("not a valid state: {what}"))
 }
 
 impl Input<'_> {

@@ -25,12 +25,12 @@ pub const Z1: usize = 5;
 
 impl Snapshot {
     /// The sums with the log-weights of tail units replaced: `change` gives a unit's new ones, or `None` to leave it.
-    pub fn reworked(&self, policy: usize, mut change: impl FnMut(usize, &TailUnit) -> Option<Vec<f64>>) -> Totals {
+    pub fn reworked(&self, policy: usize, change: impl Fn(&TailUnit) -> Option<Vec<f64>>) -> Totals {
         let PolicyLane { totals, tail, .. } = &self.lane.policies[policy];
         let mut totals = totals.clone();
         let mut desk = Desk { clusters: self.lane.clusters.clone(), groups: self.lane.groups.clone(), ..Desk::default() };
-        for (at, unit) in tail.units().iter().enumerate() {
-            if let Some(changed) = change(at, unit) {
+        for unit in tail.units() {
+            if let Some(changed) = change(unit) {
                 let original: Vec<f64> = unit.rows.iter().map(|row| row.l).collect();
                 desk.add(self, unit, &original, Sign::Minus, &mut totals);
                 desk.add(self, unit, &changed, Sign::Plus, &mut totals);
@@ -42,7 +42,7 @@ impl Snapshot {
 
     /// The sums with every weight cut at `e^log_tau`.
     pub fn truncated(&self, policy: usize, log_tau: f64) -> Totals {
-        self.reworked(policy, |_, unit| {
+        self.reworked(policy, |unit| {
             (unit.l_max > log_tau).then(|| unit.rows.iter().map(|row| row.l.min(log_tau)).collect())
         })
     }

@@ -16,12 +16,19 @@ pub enum Error {
         /// What to do about it.
         remedy: &'static str,
     },
-    /// Two columns of different length, or offsets that do not fit their values.
+    /// A column of the wrong length.
+    Length {
+        /// The column's role.
+        column: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Offsets that do not fit their values.
     Shape(String),
     /// Arguments or states that do not go together.
     Config(String),
-    /// Bytes that are not a state.
-    Corrupt(String),
+    /// Bytes that are not a state, or states that do not merge.
+    State(String),
     /// The caller asked to stop.
     Interrupted,
 }
@@ -32,7 +39,8 @@ impl fmt::Display for Error {
             Error::Value { column, row, problem, remedy } => {
                 write!(f, "column '{column}', row {row}: {problem}. Remedy: {remedy}")
             }
-            Error::Shape(message) | Error::Config(message) | Error::Corrupt(message) => f.write_str(message),
+            Error::Length { column, problem } => write!(f, "column '{column}': {problem}"),
+            Error::Shape(message) | Error::Config(message) | Error::State(message) => f.write_str(message),
             Error::Interrupted => f.write_str("interrupted"),
         }
     }

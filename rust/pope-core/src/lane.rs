@@ -302,29 +302,7 @@ impl Lane {
     fn chunk(&mut self, config: &Config, batch: &Batch<'_>, start: usize, end: usize) -> Result<()> {
         let n = end - start;
         let b = &mut self.buffers;
-        b.behavior.resize(n, 0.0);
-        b.rows.r.resize(n, 0.0);
-        b.rows.l.resize(n, 0.0);
-        b.rows.w.resize(n, 0.0);
-        batch::load_behavior(batch.behavior, start, &mut b.behavior)?;
-        batch::load_reward(batch.reward, config.reward_range, start, &mut b.rows.r)?;
-        if let Some(count) = batch.count {
-            b.count.resize(n, 0.0);
-            batch::load_count(count, start, &mut b.count)?;
-            if !config.row_units {
-                b.rows.m.clone_from(&b.count);
-            }
-        } else {
-            b.count.clear();
-            b.rows.m.clear();
-        }
-        if let Some(tokens) = batch.tokens {
-            batch::check_tokens(&tokens[start..end], start)?;
-        }
-        if let Some(baseline) = batch.baseline {
-            b.baseline.resize(n, 0.0);
-            batch::load_baseline(baseline, "baseline", config.reward_range, start, &mut b.baseline)?;
-        }
+        load_shared(config, batch, start, end, b)?;
         mark_starts(batch.unit.map(|unit| &unit[start..end]), n, &mut b.rows.starts);
         b.rows.cluster.clear();
         match batch.cluster {
@@ -411,6 +389,41 @@ fn mark_starts(unit: Option<&[i64]>, n: usize, starts: &mut Vec<usize>) {
         None => starts.extend(0..n),
     }
     starts.push(n);
+}
+
+/// Check the values of rows `start..end` without counting them.
+pub fn check_rows(config: &Config, batch: &Batch<'_>, start: usize, end: usize) -> Result<()> {
+    let b = &mut Buffers::default();
+    load_shared(config, batch, start, end, b)?;
+    (0..config.policies.len()).try_for_each(|policy| load_policy(config, batch, start, policy, b))
+}
+
+/// Load and check the columns that no policy changes, but for labels.
+fn load_shared(config: &Config, batch: &Batch<'_>, start: usize, end: usize, b: &mut Buffers) -> Result<()> {
+    let n = end - start;
+    b.behavior.resize(n, 0.0);
+    b.rows.r.resize(n, 0.0);
+    b.rows.l.resize(n, 0.0);
+    b.rows.w.resize(n, 0.0);
+    batch::load_behavior(batch.behavior, start, &mut b.behavior)?;
+    batch::load_reward(batch.reward, config.reward_range, start, &mut b.rows.r)?;
+    b.count.clear();
+    b.rows.m.clear();
+    if let Some(count) = batch.count {
+        b.count.resize(n, 0.0);
+        batch::load_count(count, start, &mut b.count)?;
+        if !config.row_units {
+            b.rows.m.clone_from(&b.count);
+        }
+    }
+    if let Some(tokens) = batch.tokens {
+        batch::check_tokens(&tokens[start..end], start)?;
+    }
+    if let Some(baseline) = batch.baseline {
+        b.baseline.resize(n, 0.0);
+        batch::load_baseline(baseline, "baseline", config.reward_range, start, &mut b.baseline)?;
+    }
+    Ok(())
 }
 
 fn load_policy(config: &Config, batch: &Batch<'_>, start: usize, policy: usize, b: &mut Buffers) -> Result<()> {

@@ -120,7 +120,7 @@ impl Marginal {
     pub fn bounded_interval(&self, sizes: &[u64], factor: f64, level: f64, finite_sample: bool) -> Option<Interval> {
         let alpha = (1.0 - level) / self.keys.len().max(1) as f64;
         let used: Vec<usize> = (0..BUCKETS).filter(|&b| sizes[b] > 0).collect();
-        if used.len() < 2 || self.keys.is_empty() {
+        if used.len() < 2 || self.keys.is_empty() || !factor.is_finite() {
             return None;
         }
         let n: u64 = sizes.iter().sum();
@@ -156,7 +156,7 @@ impl Marginal {
                 bucket.iter().for_each(|&(at, x)| t[at] += x);
             }
             let total: f64 = t.iter().sum();
-            if total <= 0.0 {
+            if total <= 0.0 || !factor.is_finite() {
                 return None;
             }
             // Mixed with the uniform distribution, so that the cost of any seen cluster is bounded.

@@ -69,13 +69,30 @@ fn pareto_fit(x: &[f64]) -> (f64, f64) {
 }
 
 impl TailFit {
-    /// Smoothed log-weight of the draw of ascending rank `j` (from 0) within the tail, at most the largest weight.
-    pub fn smoothed(&self, rank: usize, largest: f64) -> f64 {
+    /// Smoothed weight, relative to the largest one, of the draw of ascending rank `j` (from 0) within the tail; at most 1.
+    fn smoothed(&self, rank: usize, base: f64) -> f64 {
         let p = (rank as f64 + 0.5) / self.size as f64;
         let tail = ln_1p(-p);
         let excess = if self.k == 0.0 { -tail * self.sigma } else { self.sigma * exp_m1(-self.k * tail) / self.k };
+        (excess + base).min(1.0)
+    }
+
+    /// Smoothed log-weights of the tail's distinct log-weights, given these in descending order with multiplicities.
+    ///
+    /// Draws of equal weight share the mean of their smoothed weights: which of them is "larger" is an accident of
+    /// their order, and must not decide which reward gets more weight.
+    pub fn smooth(&self, descending: &[(f64, f64)]) -> Vec<(f64, f64)> {
+        let Some(&(largest, _)) = descending.first() else { return Vec::new() };
         let base = math::exp(self.cutoff - largest);
-        (math::ln(excess + base) + largest).min(largest)
+        let mut rank = self.size;
+        let mut smoothed = Vec::new();
+        for ties in descending.chunk_by(|a, b| a.0 == b.0).take_while(|ties| ties[0].0 > self.cutoff) {
+            let draws = ties.iter().map(|&(_, m)| m as usize).sum::<usize>().min(rank);
+            rank -= draws;
+            let mean = (rank..rank + draws).map(|j| self.smoothed(j, base)).sum::<f64>() / draws as f64;
+            smoothed.push((ties[0].0, math::ln(mean) + largest));
+        }
+        smoothed
     }
 }
 
@@ -93,7 +110,9 @@ mod tests {
             l.sort_by(|a, b| b.0.total_cmp(&a.0));
             let fit = fit(&l, tail_size(f64::from(n))).unwrap();
             assert!((fit.k - k).abs() < 0.05, "{k} {}", fit.k);
-            assert!(fit.smoothed(fit.size - 1, l[0].0) <= l[0].0);
+            let smoothed = fit.smooth(&l);
+            assert_eq!(smoothed.len(), fit.size);
+            assert!(smoothed.iter().all(|&(_, s)| s <= l[0].0) && smoothed.windows(2).all(|w| w[0].1 >= w[1].1));
         }
     }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::batch::{Batch, Floats, Ints};
 use crate::error::{Error, Result};
-use crate::lane::Lane;
+use crate::lane::{Lane, check_rows};
 use crate::par::{Interrupt, for_each_task};
 
 /// Rows per task of a parallel update (rounded to unit boundaries).
@@ -240,6 +240,11 @@ impl State {
         let n = unit.len();
         let Some(&first_key) = unit.first() else { return Ok(0..0) };
         let head = unit.iter().position(|&key| key != first_key).unwrap_or(n);
+        let last_key = unit[n - 1];
+        let tail = unit.iter().rposition(|&key| key != last_key).map_or(0, |i| i + 1);
+        // Open rows are only counted later, when nobody remembers which row they were: they are checked now.
+        check_rows(&self.config, batch, 0, head)?;
+        check_rows(&self.config, batch, tail.max(head), n)?;
         let mut start = 0;
         let open = self.last.as_mut().or(self.first.as_mut());
         if let Some(fragment) = open.filter(|fragment| fragment.key == first_key) {
@@ -256,8 +261,7 @@ impl State {
             self.make_lanes(1);
             done.close(&self.config, &mut self.lanes[0])?;
         }
-        let last_key = unit[n - 1];
-        let tail = unit.iter().rposition(|&key| key != last_key).map_or(0, |i| i + 1).max(start);
+        let tail = tail.max(start);
         self.last = Some(Fragment::of(batch, last_key, tail, n));
         Ok(start..tail)
     }
@@ -312,7 +316,7 @@ impl State {
         self.usable()?;
         other.usable()?;
         if self.config != other.config {
-            return Err(Error::Config("states with different configurations cannot be merged".into()));
+            return Err(Error::State("states with different configurations cannot be merged".into()));
         }
         self.edges.extend(other.open_fragments().cloned());
         if other.lanes.is_empty() {

@@ -5,7 +5,7 @@ use crate::diversity::{self, Measure};
 use crate::error::{Error, Result};
 use crate::field::{Field, record};
 use crate::interval::{self, Interval, Sample, t_of_level};
-use crate::jackknife::{JointJackknife, jackknife, jackknife_pairs};
+use crate::jackknife::{Jackknife, JointJackknife, jackknife, jackknife_pairs};
 use crate::lane::PolicyLane;
 use crate::marginal::{self, Marginal};
 use crate::math;
@@ -125,10 +125,10 @@ record! {
         kl_target_behavior: f64,
         /// `KL(pi0 || pi)`; `None` if some logged response is impossible under the policy.
         kl_behavior_target: Option<f64>,
-        /// Mean log-weight over the rows with positive weight.
-        mean_log_weight: f64,
+        /// Mean log-weight; `None` if it is `-inf`.
+        mean_log_weight: Option<f64>,
         /// Its standard error.
-        mean_log_weight_standard_error: f64,
+        mean_log_weight_standard_error: Option<f64>,
         /// Draws of weight 0.
         zero_weight_draws: u64,
         /// Mean number of tokens under the target.
@@ -552,41 +552,38 @@ impl<'a> Reading<'a> {
     }
 
     fn sn_psis(&self) -> Estimate {
-        let tail = &self.lane().tail;
-        let mut draws: Vec<(f64, f64, usize, usize)> = Vec::new();
-        for (u, unit) in tail.units().iter().enumerate() {
-            draws.extend(unit.rows.iter().enumerate().map(|(k, row)| (row.l, row.m, u, k)));
-        }
-        draws.sort_by(|a, b| b.0.total_cmp(&a.0));
-        let Some((fit, largest)) = self.tail_fit(&draws) else { return utility::self_normalized(&self.full) };
-        let mut changed: Vec<Option<Vec<f64>>> = vec![None; tail.units().len()];
-        let mut rank = fit.size;
-        for &(l, m, u, k) in draws.iter().take_while(|draw| draw.0 > fit.cutoff) {
-            // A row that stands for m draws takes the smoothed weight at the middle of their ranks.
-            let last = rank;
-            rank -= m as usize;
-            let middle = rank + (last - 1 - rank) / 2;
-            let row = changed[u].get_or_insert_with(|| tail.units()[u].rows.iter().map(|row| row.l).collect());
-            row[k] = fit.smoothed(middle, largest).max(f64::MIN);
-            debug_assert!(l > fit.cutoff);
-        }
-        let smoothed = self.snapshot.reworked(self.policy, |u, _| changed[u].take());
+        let draws = self.tail_draws();
+        let Some(fit) = self.tail_fit(&draws) else { return utility::self_normalized(&self.full) };
+        let smooth = fit.smooth(&draws);
+        let of = |l: f64| {
+            // Descending log-weights: find the tie that this one belongs to.
+            let at = smooth.partition_point(|&(x, _)| x > l);
+            smooth.get(at).filter(|&&(x, _)| x == l).map_or(l, |&(_, s)| s)
+        };
+        let smoothed = self.snapshot.reworked(self.policy, |unit| {
+            (unit.l_max > fit.cutoff).then(|| unit.rows.iter().map(|row| of(row.l)).collect())
+        });
         utility::self_normalized(&Sums::new(&smoothed, self.full.units, self.full.scale))
     }
 
-    fn tail_fit(&self, descending: &[(f64, f64, usize, usize)]) -> Option<(psis::TailFit, f64)> {
-        let complete = self.lane().tail.complete_above();
-        let draws: Vec<(f64, f64)> = descending.iter().take_while(|d| d.0 >= complete).map(|d| (d.0, d.1)).collect();
+    /// Log-weights and multiplicities of the kept units' rows, descending, down to where the tail is complete.
+    fn tail_draws(&self) -> Vec<(f64, f64)> {
+        let tail = &self.lane().tail;
+        let rows = tail.units().iter().flat_map(|unit| &unit.rows);
+        let complete = tail.complete_above();
+        let mut draws: Vec<_> = rows.filter(|row| row.l >= complete && row.l > f64::NEG_INFINITY).map(|row| (row.l, row.m)).collect();
+        draws.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(b.1.total_cmp(&a.1)));
+        draws
+    }
+
+    fn tail_fit(&self, draws: &[(f64, f64)]) -> Option<psis::TailFit> {
         let kept: f64 = draws.iter().map(|d| d.1).sum();
         let size = psis::tail_size(self.snapshot.lane.shared.draws as f64).min((kept as usize).saturating_sub(1));
-        Some((psis::fit(&draws, size)?, draws.first()?.0))
+        psis::fit(draws, size)
     }
 
     fn k_hat(&self) -> Option<f64> {
-        let rows = self.lane().tail.units().iter().flat_map(|unit| &unit.rows);
-        let mut draws: Vec<_> = rows.map(|row| (row.l, row.m, 0, 0)).collect();
-        draws.sort_by(|a, b| b.0.total_cmp(&a.0));
-        self.tail_fit(&draws).map(|(fit, _)| fit.k)
+        self.tail_fit(&self.tail_draws()).map(|fit| fit.k)
     }
 
     /// The truncation level of intervals that assume nothing about overlap: `sqrt n` on calibrated weights.
@@ -927,9 +924,12 @@ impl<'a> Reading<'a> {
             })
             .collect();
         let all = extended(&whole);
-        let joint = jackknife_pairs(&all, &without);
-        let df = joint.as_ref().map_or(0.0, |j| j.groups as f64 - 1.0);
-        let error = |i: usize| joint.as_ref().map(|j| j.covariance[i * all.len() + i].sqrt());
+        // One by one: a group that sits in a single bucket has no error, and must not take that of the others away.
+        let errors: Vec<Option<Jackknife>> = (0..all.len())
+            .map(|i| jackknife(all[i], &without.iter().map(|(m, x)| (*m, x[i])).collect::<Vec<_>>()))
+            .collect();
+        let error = |i: usize| errors[i].map(|j| j.variance.sqrt());
+        let df = errors.iter().flatten().next().map_or(0.0, |j| j.groups as f64 - 1.0);
         let named = |i: usize, name: &str| named_t(name, all[i], error(i), "jackknife", level, df);
         let groups: Vec<Group> = slots
             .iter()
@@ -962,6 +962,7 @@ impl<'a> Reading<'a> {
         let kl = s.wl.dd(self.full.scale).value() / p.sums[A];
         let l = s.l[0].value() / n;
         let l_square = s.l[1].value() - n * l * l;
+        let finite = s.zero_draws == 0;
         let robust = self.snapshot.truncated(self.policy, self.robust_cut());
         let reached = Sums::new(&robust, self.full.units, self.full.scale).whole(1).mean(A);
         let e_sample = Sample::new(self.lane().totals.class.iter().flatten().map(|c| &c.utility[0]), 1.0 / self.options.kappa);
@@ -982,9 +983,9 @@ impl<'a> Reading<'a> {
             truncation_raised: self.raised,
             log_e_value: e_sample.log_e_value(),
             kl_target_behavior: kl,
-            kl_behavior_target: (s.zero_draws == 0).then_some(-l),
-            mean_log_weight: l,
-            mean_log_weight_standard_error: (l_square.max(0.0) / (n - 1.0) / n).sqrt(),
+            kl_behavior_target: finite.then_some(-l),
+            mean_log_weight: finite.then_some(l),
+            mean_log_weight_standard_error: finite.then(|| (l_square.max(0.0) / (n - 1.0) / n).sqrt()),
             zero_weight_draws: s.zero_draws,
             length_target: has_tokens.then(|| s.wt.dd(self.full.scale).value() / p.sums[A]),
             length_behavior: has_tokens.then(|| shared.tokens.value() / n),

@@ -40,6 +40,23 @@ pub fn bucket_of(key: u64) -> usize {
     (mix(key) >> 57) as usize
 }
 
+/// Rows of more draws than this are spread over buckets by binomial splitting instead of draw by draw.
+const COUNTED_DRAWS: u64 = 1 << 16;
+
+/// Spread `times` draws over buckets as a multinomial would: halve them binomially at every node of a binary tree (in
+/// the normal approximation, which is excellent for the more than 500 draws that a leaf gets).
+fn split_draws(key: u64, times: u64, node: usize, counts: &mut [u64; BUCKETS]) {
+    if node >= BUCKETS {
+        counts[node - BUCKETS] = times;
+        return;
+    }
+    let uniform = (mix(key ^ mix(node as u64)) >> 11) as f64 + 0.5;
+    let z = crate::special::normal_quantile(uniform / (1u64 << 53) as f64);
+    let left = (times as f64 / 2.0 + z * (times as f64).sqrt() / 2.0).round().clamp(0.0, times as f64) as u64;
+    split_draws(key, left, 2 * node, counts);
+    split_draws(key, times - left, 2 * node + 1, counts);
+}
+
 /// Where a unit is counted: its buckets with how often. An ordinary unit has one; a row that stands for several
 /// independent draws (`unit="row"` with counts) spreads over buckets as those draws would.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -62,9 +79,12 @@ impl Placement {
             return Self::one(key);
         }
         let mut counts = [0u64; BUCKETS];
-        let key = mix(key);
-        for copy in 0..times {
-            counts[bucket_of(key.wrapping_add(copy))] += 1;
+        if times <= COUNTED_DRAWS {
+            for copy in 0..times {
+                counts[bucket_of(mix(key).wrapping_add(copy))] += 1;
+            }
+        } else {
+            split_draws(key, times, 1, &mut counts);
         }
         let mut used = counts.iter().enumerate().filter(|&(_, &n)| n > 0).map(|(b, &n)| (b as u8, n));
         let first = used.next().unwrap_or((0, 0));
@@ -473,3 +493,26 @@ impl Totals {
 }
 
 const _: () = assert!(MAX_ORDER + 2 == Z);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn draws_spread_like_a_multinomial() {
+        for times in [1u64, 1000, COUNTED_DRAWS, 40 * COUNTED_DRAWS] {
+            // Chi-square statistic of the bucket counts, averaged over keys: 127 on average, 16 its deviation.
+            let statistic = |key: u64| {
+                let (mut total, mut square) = (0, 0.0);
+                Placement::draws(key, times).each(|_, n| {
+                    total += n;
+                    square += (n as f64).powi(2);
+                });
+                assert_eq!(total, times);
+                square * BUCKETS as f64 / times as f64 - times as f64
+            };
+            let mean = (0..50).map(statistic).sum::<f64>() / 50.0;
+            assert!((mean - 127.0).abs() < 12.0, "{times} {mean}");
+        }
+    }
+}

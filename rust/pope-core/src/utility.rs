@@ -29,7 +29,9 @@ impl Estimate {
 
 /// Standard error of a mean over `n` units from the centered sum of squares.
 fn standard_error(sum_of_squares: f64, n: f64) -> f64 {
-    (sum_of_squares.max(0.0) / (n - 1.0) / n).sqrt()
+    // Not f64::max, which would turn an overflow (NaN) into an error of 0.
+    let square = if sum_of_squares < 0.0 { 0.0 } else { sum_of_squares };
+    (square / (n - 1.0) / n).sqrt()
 }
 
 /// Self-normalized: `v = sum N / sum A`, influence `(N_i - v A_i) / mean A`. On truncated sums this is SN-TIPS, on
@@ -93,11 +95,11 @@ pub fn doubly_robust(s: &PolicyScalars, n: f64) -> Estimate {
 
 /// Doubly robust with a self-normalized correction: `sum Q / sum A + mean G`.
 pub fn self_normalized_doubly_robust(s: &PolicyScalars, sums: &Sums) -> Estimate {
+    const DEGREES: [i32; 7] = [1, 0, 2, 1, 0, 2, 1];
     let p = sums.whole(1);
-    let [q, g, qq, qg, gg, aq, ag] = [0, 1, 2, 3, 4, 5, 6].map(|i| s.dr[i].value());
-    let plain = |x: f64, degree: i32| math::scale(x, degree * sums.scale);
-    let (a, aa) = (plain(p.sums[A], 1), plain(sums.quadratic(1, &[(A, 1.0)], &[(A, 1.0)]), 2));
-    let (n, correction) = (p.units, q / a);
+    let [q, g, qq, qg, gg, aq, ag] = [0, 1, 2, 3, 4, 5, 6].map(|i| s.dr[i].dd(DEGREES[i] * sums.scale).value());
+    let (n, a, aa) = (p.units, p.sums[A], sums.quadratic(1, &[(A, 1.0)], &[(A, 1.0)]));
+    let correction = q / a;
     let (mean_a, mean_g) = (a / n, g / n);
     // Influence (Q - c A) / mean A + (G - mean G).
     let first = (qq - 2.0 * correction * aq + correction * correction * aa) / (mean_a * mean_a);

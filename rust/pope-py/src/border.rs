@@ -35,20 +35,26 @@ pub fn run<T: Send>(py: Python<'_>, work: impl FnOnce(&mut dyn Interrupt) -> Res
 
 fn to_python(py: Python<'_>, error: Error) -> PyErr {
     match error {
-        Error::Value { column, row, problem, remedy } => {
-            let details = PyDict::new(py);
-            let filled = details
-                .set_item("column", column)
-                .and_then(|()| details.set_item("row", row))
-                .and_then(|()| details.set_item("remedy", remedy));
-            let made = filled
-                .and_then(|()| py.import("pope_fast.errors")?.getattr("SchemaError")?.call((problem,), Some(&details)));
-            made.map_or_else(|failure| failure, PyErr::from_value)
-        }
+        Error::Value { column, row, problem, remedy } => schema_error(py, problem, &column, Some((row, remedy))),
+        Error::Length { column, problem } => schema_error(py, problem, &column, None),
         Error::Shape(message) => SchemaError::new_err(message),
-        Error::Corrupt(message) => StateError::new_err(message),
+        Error::State(message) => StateError::new_err(message),
         other => PopeError::new_err(other.to_string()),
     }
+}
+
+/// A `SchemaError` with its attributes.
+fn schema_error(py: Python<'_>, problem: String, column: &str, place: Option<(usize, &str)>) -> PyErr {
+    let make = || {
+        let details = PyDict::new(py);
+        details.set_item("column", column)?;
+        if let Some((row, remedy)) = place {
+            details.set_item("row", row)?;
+            details.set_item("remedy", remedy)?;
+        }
+        py.get_type::<SchemaError>().call((problem,), Some(&details))
+    };
+    make().map_or_else(|failure| failure, PyErr::from_value)
 }
 
 /// Number of threads: what was asked for, else what the package's policy gives.

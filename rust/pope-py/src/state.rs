@@ -40,7 +40,11 @@ impl PyState {
         cluster_scope: &str,
         tail_capacity: usize,
     ) -> PyResult<Self> {
-        let clusters_span_log = cluster_scope == "log";
+        let clusters_span_log = match cluster_scope {
+            "log" => true,
+            "prompt" => false,
+            other => return Err(PopeError::new_err(format!("cluster_scope must be 'log' or 'prompt', not '{other}'"))),
+        };
         let config = Config {
             policies,
             reward_range,
