@@ -87,9 +87,7 @@ class Polars:
         groups = rows.group_by("prompt_id")
         query_a = groups.agg(a=w.sum(), **of_a).select(**totals_a)
         query_b = groups.agg(a=w.sum(), **of_b).with_columns(h=entropy).select(**totals_b)
-        query_ab = (
-            groups.agg(a=w.sum(), **of_a, **of_b).with_columns(h=entropy).select(**(totals_a | totals_b))
-        )
+        query_ab = groups.agg(a=w.sum(), **of_a, **of_b).with_columns(h=entropy).select(**(totals_a | totals_b))
 
         def run(query: pl.LazyFrame) -> dict[str, float]:
             row = query.collect(engine="streaming").row(0, named=True)
@@ -153,9 +151,7 @@ class DuckDB:
             "sum(w * w) AS w2",
             "max(w) AS top",
         ]
-        totals_a = (
-            "sum(k), count(*), sum(a), sum(n), sum(sc), sum(w2), max(top), sum(a * a), sum(a * n), sum(n * n)"
-        )
+        totals_a = "sum(k), count(*), sum(a), sum(n), sum(sc), sum(w2), max(top), sum(a * a), sum(a * n), sum(n * n)"
         totals_b = "count(*), sum(h), sum(h * h)"
 
         def query(per_prompt: list[str], entropy: str, totals: str) -> str:

@@ -56,9 +56,7 @@ def in_memory(folder: Path, threads: int) -> dict[str, Any]:
 
     def full() -> Any:
         state = _core.State(["target"], (0.0, 1.0), has_cluster=True)
-        state.update(
-            log.prompt_id, log.behavior, [log.target], log.reward, cluster=log.cluster, threads=threads
-        )
+        state.update(log.prompt_id, log.behavior, [log.target], log.reward, cluster=log.cluster, threads=threads)
         return state.snapshot().summary("target")
 
     calls: dict[str, Callable[[], Any]] = {
@@ -115,9 +113,7 @@ def memory_of_evaluate(folder: Path, threads: int) -> dict[str, Any]:
     import pope_fast
 
     started = psutil.Process().memory_info().rss
-    _, grown = extra_memory(
-        lambda: pope_fast.evaluate(folder / "log.parquet", threads=threads, progress=False)
-    )
+    _, grown = extra_memory(lambda: pope_fast.evaluate(folder / "log.parquet", threads=threads, progress=False))
     return {"peak_bytes": started + grown}
 
 
@@ -192,9 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rows", type=float, nargs="+", default=[1e8], help="size of the log: the last one")
     parser.add_argument("--threads", type=int, default=min(2, usable_cores()))
-    parser.add_argument(
-        "--output", type=Path, default=RESULTS, help="folder for evaluate.json and evaluate.md"
-    )
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for evaluate.json and evaluate.md")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -47,9 +47,7 @@ def ours_ab(log: Log, threads: int, with_clusters: bool) -> dict[str, float]:
     from pope_fast import _core
 
     cluster = log.cluster if with_clusters else None
-    found = _core.prompt_scan(
-        log.prompt_id, log.target, log.behavior, log.reward, cluster, CLIP, threads=threads
-    )
+    found = _core.prompt_scan(log.prompt_id, log.target, log.behavior, log.reward, cluster, CLIP, threads=threads)
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -73,9 +71,7 @@ def disagreement(ours: Any, theirs: Any) -> float:
     return worst
 
 
-def functions(
-    job: str, data: Any, implementation: Any, threads: int
-) -> dict[str, dict[str, Callable[[], Any]]]:
+def functions(job: str, data: Any, implementation: Any, threads: int) -> dict[str, dict[str, Callable[[], Any]]]:
     """Return what each side runs, by part of the job."""
     if job == "D":
         return {

@@ -20,9 +20,7 @@ BLOCK_ROWS = 1 << 16
 Jobs = dict[str, Callable[[], dict[str, float]]]
 
 
-def sums(
-    prompt_id: Any, target: Any, behavior: Any, reward: Any, cluster: Any, jobs: str
-) -> tuple[float, ...]:
+def sums(prompt_id: Any, target: Any, behavior: Any, reward: Any, cluster: Any, jobs: str) -> tuple[float, ...]:
     """Return the sums of job A, of job B, or of both, over some whole prompts.
 
     The entropy of a prompt is -sum q log q = log W - sum m log m / W, m the masses of clusters, W their sum.

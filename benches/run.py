@@ -148,9 +148,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rows", type=float, nargs="+", default=[1e6, 1e7, 1e8], help="sizes of the log")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), help="who takes part")
-    parser.add_argument(
-        "--responses", type=float, default=TOKEN_RESPONSES, help="responses of job D; 0: leave out"
-    )
+    parser.add_argument("--responses", type=float, default=TOKEN_RESPONSES, help="responses of job D; 0: leave out")
     parser.add_argument("--threads", type=int, default=min(2, usable_cores()))
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for jobs.json and jobs.md")
     return parser.parse_args()

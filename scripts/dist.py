@@ -109,9 +109,7 @@ def main_job(artifact: Path, version: str, folder: Path) -> dict[str, Any]:
     if not Path(log).resolve().is_relative_to(environment.resolve()):
         sys.exit(f"{artifact.name}: the log {log} is not the installed one")
     print(run(binaries / "pope", "evaluate", log, cwd=outside))
-    result: dict[str, Any] = json.loads(
-        run(binaries / "pope", "evaluate", log, "--quiet", "--json", "-", cwd=outside)
-    )
+    result: dict[str, Any] = json.loads(run(binaries / "pope", "evaluate", log, "--quiet", "--json", "-", cwd=outside))
     if len(result["results"]) < 2:
         sys.exit(f"{artifact.name}: the shipped log has two policies, the result {len(result['results'])}")
     return result
@@ -127,9 +125,7 @@ def main() -> None:
     if results[wheel]["results"] != results[sdist]["results"]:
         sys.exit("wheel and sdist give different numbers for the shipped log")
     for artifact in results:
-        print(
-            f"{artifact.relative_to(ROOT)}: {artifact.stat().st_size / 1e6:.1f} MB, installed and evaluated"
-        )
+        print(f"{artifact.relative_to(ROOT)}: {artifact.stat().st_size / 1e6:.1f} MB, installed and evaluated")
 
 
 if __name__ == "__main__":

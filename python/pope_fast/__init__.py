@@ -1,4 +1,4 @@
-"""Pluralistic off-policy evaluation: what would another model have earned on these prompts, and for whom?
+"""Pluralistic off-policy evaluation: what another model would have earned on these prompts, and for whom.
 
 The pipeline has five verbs; each is a function here and a command of ``pope``::
 
@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pope_fast import ope, simulate
+    from pope_fast.data import demo_log
     from pope_fast.errors import OverlapError, PopeError, PopeWarning, SchemaError, StateError
     from pope_fast.evaluate import Evaluation, PolicyValue, evaluate
-    from pope_fast.data import demo_log
     from pope_fast.log import FeedbackLog, ValidationReport, read_log, validate
 
     __version__: str

@@ -5,6 +5,19 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
+__all__ = [
+    "Snapshot",
+    "State",
+    "UnitScan",
+    "build_info",
+    "hash_lists",
+    "hash_strings",
+    "num_threads",
+    "prompt_scan",
+    "sum_tokens",
+    "token_sums",
+]
+
 _Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 _Ints = npt.NDArray[np.int32] | npt.NDArray[np.int64]
 _F64 = npt.NDArray[np.float64]
@@ -30,6 +43,7 @@ def prompt_scan(
 ) -> dict[str, Any]: ...
 def num_threads() -> int: ...
 def build_info() -> dict[str, str]: ...
+
 @final
 class UnitScan:
     def __new__(cls) -> UnitScan: ...

@@ -50,15 +50,11 @@ class ClusterScope(StrEnum):
 
 LogArgument = Annotated[
     str,
-    typer.Argument(
-        metavar="LOG", help="Parquet file, folder or glob, JSONL (.gz, .zst) or CSV.", show_default=False
-    ),
+    typer.Argument(metavar="LOG", help="Parquet file, folder or glob, JSONL (.gz, .zst) or CSV.", show_default=False),
 ]
 PolicyOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--policy", metavar="NAME[=COLUMN]", help="Target policy, and its column. Repeat for several."
-    ),
+    typer.Option("--policy", metavar="NAME[=COLUMN]", help="Target policy, and its column. Repeat for several."),
 ]
 ColumnOption = Annotated[
     list[str] | None,
@@ -181,15 +177,11 @@ def evaluate(
     diversity_weight: Annotated[
         float, typer.Option(metavar="F", help="lambda in V = U + lambda D, reward units per unit of D.")
     ] = 1.0,
-    diversity_order: Annotated[
-        int, typer.Option(metavar="M", help="Order of the diversity measure H_M.")
-    ] = 3,
+    diversity_order: Annotated[int, typer.Option(metavar="M", help="Order of the diversity measure H_M.")] = 3,
     unit: Annotated[str, typer.Option(metavar="prompt|row|COLUMN", help="What is independent.")] = "prompt",
     level: Annotated[float, typer.Option(metavar="F", help="Coverage of the intervals.")] = 0.95,
     reward_range: RangeOption = None,
-    estimator: Annotated[
-        str, typer.Option(metavar="NAME", help="Estimator of U that is shown first.")
-    ] = "sn_tips",
+    estimator: Annotated[str, typer.Option(metavar="NAME", help="Estimator of U that is shown first.")] = "sn_tips",
     cluster_scope: Annotated[
         ClusterScope, typer.Option(help="Whether a cluster means the same in every prompt of the log.")
     ] = ClusterScope.log,
@@ -212,15 +204,9 @@ def evaluate(
         str | None,
         typer.Option("--json", metavar="FILE|-", help="Write JSON; - prints it, and nothing else."),
     ] = None,
-    html_to: Annotated[
-        str | None, typer.Option("--html", metavar="FILE", help="Write a self-contained page.")
-    ] = None,
-    fail_on: Annotated[
-        FailOn | None, typer.Option(help="Exit with 1 if any verdict is this bad or worse.")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Threads; by default all there are.")
-    ] = None,
+    html_to: Annotated[str | None, typer.Option("--html", metavar="FILE", help="Write a self-contained page.")] = None,
+    fail_on: Annotated[FailOn | None, typer.Option(help="Exit with 1 if any verdict is this bad or worse.")] = None,
+    threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="Threads; by default all there are.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no table and no progress.")] = False,
 ) -> None:
     """Estimate utility U, diversity D and value V = U + lambda D of every target policy in a log.
@@ -282,9 +268,7 @@ def _deliver(
     if html_to is not None:
         from pope_fast.report.html import render_page
 
-        _write(
-            html_to, render_page(evaluation, truth=truth, title=f"pope_fast: {evaluation.settings.source}")
-        )
+        _write(html_to, render_page(evaluation, truth=truth, title=f"pope_fast: {evaluation.settings.source}"))
     if json_to is not None:
         from pope_fast.report.json import dumps
 
@@ -327,9 +311,7 @@ def validate(
         from pope_fast.log import validate as check
 
         warnings.simplefilter("ignore", PopeWarning)
-        report = check(
-            log, max_faults=max_faults, columns=columns or None, policies=policies, reward_range=bounds
-        )
+        report = check(log, max_faults=max_faults, columns=columns or None, policies=policies, reward_range=bounds)
         if json_to is not None:
             from pope_fast.report.json import dumps, to_plain
 
@@ -348,17 +330,13 @@ def validate(
 def simulate(
     kind: Annotated[
         str,
-        typer.Argument(
-            metavar="KIND", help="table, lognormal, tiny-lm, clusters or no-support.", show_default=False
-        ),
+        typer.Argument(metavar="KIND", help="table, lognormal, tiny-lm, clusters or no-support.", show_default=False),
     ],
     output: Annotated[
         str,
         typer.Option("--output", "-o", metavar="LOG.parquet", help="Where the log goes.", show_default=False),
     ],
-    prompts: Annotated[
-        int | None, typer.Option(metavar="N", help="Prompts; by default those of the kind.")
-    ] = None,
+    prompts: Annotated[int | None, typer.Option(metavar="N", help="Prompts; by default those of the kind.")] = None,
     responses: Annotated[
         int | None, typer.Option(metavar="K", help="Responses per prompt; by default those of the kind.")
     ] = None,

@@ -101,7 +101,7 @@ def summary(
     SchemaError
         If an array has the wrong shape or a value that it cannot have.
     """
-    columns = {
+    columns: dict[str, Any] = {
         "target_logprob": _floats("target_logprob", target_logprob),
         "behavior_logprob": _floats("behavior_logprob", behavior_logprob),
         "reward": _floats("reward", reward),
@@ -262,7 +262,7 @@ def tips(
     level: float = 0.95,
     **options: Any,
 ) -> Estimate:
-    """Truncated inverse propensity scoring: the mean of ``min(w, tau) r``.
+    """TIPS, truncated inverse propensity scoring: the mean of ``min(w, tau) r``.
 
     Parameters as in :func:`ips`, and ``tau``, the truncation level (sqrt(n) times the mean weight by default).
 
@@ -531,9 +531,7 @@ def entropy_within_prompts(
     return _within(f"H_{order}", arrays, prompt_id, order, level, "nats", form, options)
 
 
-def diagnostics(
-    target_logprob: npt.ArrayLike, behavior_logprob: npt.ArrayLike, **options: Any
-) -> dict[str, Any]:
+def diagnostics(target_logprob: npt.ArrayLike, behavior_logprob: npt.ArrayLike, **options: Any) -> dict[str, Any]:
     """Return the diagnostics of the weights: ESS, k-hat, missing mass, KL estimates, e-value ...
 
     Parameters
@@ -618,8 +616,8 @@ def token_sums(
     threads : int, optional
         Threads; the result does not depend on it.
     """
-    single = [np.ascontiguousarray(values, dtype=np.float32) for values in (target, behavior)]
-    return _core.token_sums(_offsets(offsets), *single, clip, threads)
+    first, second = (np.ascontiguousarray(values, dtype=np.float32) for values in (target, behavior))
+    return _core.token_sums(_offsets(offsets), first, second, clip, threads)
 
 
 def prompt_scan(

@@ -96,9 +96,7 @@ def python_blocks(document: Path) -> str:
     return "\n".join(re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL))
 
 
-@pytest.mark.parametrize(
-    "name", ["README.md", "docs/tutorial.md", "docs/howto-validate.md", "docs/howto-simulate.md"]
-)
+@pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md", "docs/howto-validate.md", "docs/howto-simulate.md"])
 def test_python_in_documents_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:

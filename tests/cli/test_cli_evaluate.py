@@ -91,9 +91,7 @@ def test_policies_and_columns_can_be_named(run: Run, table: pa.Table, tmp_path: 
 
 
 def test_options_reach_the_evaluation(run: Run, log: Path) -> None:
-    options = (
-        "--diversity-weight 0.25 --level 0.9 --unit row --reward-range 0,2 --estimator snips --threads 1"
-    )
+    options = "--diversity-weight 0.25 --level 0.9 --unit row --reward-range 0,2 --estimator snips --threads 1"
     outcome = run("evaluate", log, *options.split(), "--threshold", "ess=77", "--json", "-")
     assert outcome.code == 0
     settings = json.loads(outcome.stdout)["pope"]["settings"]
@@ -121,9 +119,7 @@ def test_truth_adds_a_column(run: Run, log: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["jsonl", "jsonl.gz", "csv"])
-def test_other_formats_give_the_same_numbers(
-    run: Run, table: pa.Table, log: Path, tmp_path: Path, form: str
-) -> None:
+def test_other_formats_give_the_same_numbers(run: Run, table: pa.Table, log: Path, tmp_path: Path, form: str) -> None:
     path = tmp_path / f"log.{form}"
     if form == "csv":
         pyarrow.csv.write_csv(table, path)
@@ -176,9 +172,7 @@ def test_other_formats_give_the_same_numbers(
         (["--nope"], "--nope"),
     ],
 )
-def test_a_wrong_option_is_one_message_and_exit_code_2(
-    run: Run, log: Path, arguments: list[str], words: str
-) -> None:
+def test_a_wrong_option_is_one_message_and_exit_code_2(run: Run, log: Path, arguments: list[str], words: str) -> None:
     outcome = run("evaluate", log, *arguments)
     assert outcome.code == 2
     assert outcome.stdout == ""

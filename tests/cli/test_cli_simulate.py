@@ -55,9 +55,7 @@ def test_help_names_every_kind(run: Run) -> None:
         (["table", "-o", "{}/a.parquet", "--seed", "-1"], "seed"),
     ],
 )
-def test_a_mistake_is_one_message_and_exit_code_2(
-    run: Run, tmp_path: Path, arguments: list[str], words: str
-) -> None:
+def test_a_mistake_is_one_message_and_exit_code_2(run: Run, tmp_path: Path, arguments: list[str], words: str) -> None:
     outcome = run("simulate", *(argument.format(tmp_path) for argument in arguments))
     assert outcome.code == 2
     assert "Traceback" not in outcome.both

@@ -135,6 +135,11 @@ def ragged(seed: int, units: int, largest: int = 12) -> Array:
     return np.random.default_rng(seed).integers(1, largest + 1, size=units)
 
 
+def honest(log: Log) -> Log:
+    """The same with weights of mean 1, as those of two policies are, so that no bound is contradicted."""
+    return log.but(target=log.target - np.log(np.mean(np.exp(log.logw))))
+
+
 def as_rows(log: Log) -> Log:
     """The same rows, each draw a unit."""
     return log.but(unit=None)
@@ -182,8 +187,6 @@ def logs() -> dict[str, Log]:
         "huge keys": uniform.but(cluster=rng.integers(-(2**62), 2**62, size=7)[np.abs(uniform.cluster) % 7]),
         "one cluster": _clusters(make(10, ragged(10, 80, 5)), np.full(ragged(10, 80, 5).sum(), 17)),
         "clusters of a prompt": make(20, ragged(20, 100, 9)).but(cluster_scope="prompt"),
-        "nearly the logger": make(21, ragged(21, 100, 6), spread=0.01, pull=0.0).but(
-            reward_range=(-2.0, 5.0)
-        ),
+        "nearly the logger": make(21, ragged(21, 100, 6), spread=0.01, pull=0.0).but(reward_range=(-2.0, 5.0)),
         "two units": make(22, np.array([9, 7])),
     }

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from core_logs import Log, logs, make, ragged
 from twin import Twin
-from twin_units import leaves
+from twin_units import leaves, quantile
 
 from pope_fast.reference import utility
 
@@ -39,7 +39,7 @@ def looser(name: str, path: str) -> tuple[float, float] | None:
         # Mean of squares less square of the mean, of log-weights near 1500 with a spread near 1.
         return 1e-9, 0.0
     if name == "shift up" and ("[robust]" in path or "[certified]" in path):
-        # Every weight is cut at one level, so observations are equal and lie on edges of the histogram (90/2, say):
+        # Every weight is cut at one level, so observations are equal and on edges of the histogram (45, say):
         # rounding decides for one of two bins that are 2^-8 apart. The ends are differences of such means.
         return 0.02, 0.0
     if "tau far above" in name and "jackknife" in path:
@@ -107,9 +107,7 @@ def test_the_logs_are_of_every_kind() -> None:
     assert d["shift down"]["mean_weight"] == 0.0
     assert found["ragged K"]["prompt"]["units_left_out"] > 5
     assert found["200 clusters"]["marginal"]["n_clusters"] > 150
-    assert (
-        d["rows with counts"]["n_units"] == d["rows with counts"]["n_draws"] > d["rows with counts"]["n_rows"]
-    )
+    assert d["rows with counts"]["n_units"] == d["rows with counts"]["n_draws"] > d["rows with counts"]["n_rows"]
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -196,16 +194,10 @@ def test_behavior(name: str) -> None:
     assert found["value"] == pytest.approx(value, rel=CLOSE)
     # Mean of squares less square of the mean, on rewards in [0, 1]: a few ulp of 1 under a root of 1e-2.
     assert found["standard_error"] == pytest.approx(error, rel=1e-10)
-    half = twin_quantile(0.9, twin.n - 1) * error
+    half = quantile(0.9, twin.n - 1) * error
     assert found["interval"]["low"] == pytest.approx(value - half, rel=1e-10)
     assert found["interval"]["high"] == pytest.approx(value + half, rel=1e-10)
     assert (found["n_units"], found["n_rows"], found["n_draws"]) == (twin.n, len(log), twin.n_draws)
-
-
-def twin_quantile(level: float, df: float) -> float:
-    from scipy.stats import t
-
-    return float(t.ppf(0.5 + level / 2, df))
 
 
 def pair(name: str) -> tuple[Log, Log]:
@@ -250,14 +242,13 @@ def test_differences(name: str) -> None:
         assert twin is not None
         record = found[part]
         assert record["standard_error"] == pytest.approx(twin.standard_error, rel=1e-9), part
-        half = twin_quantile(0.9, twin.degrees_of_freedom) * twin.standard_error
+        half = quantile(0.9, twin.degrees_of_freedom) * twin.standard_error
         (interval,) = record["intervals"]
         assert interval["method"] == "jackknife"
         assert interval["interval"]["low"] == pytest.approx(record["value"] - half, rel=1e-9, abs=1e-10)
         assert interval["interval"]["high"] == pytest.approx(record["value"] + half, rel=1e-9, abs=1e-10)
         values = [
-            next(r for r in s["utility"] if r["name"] == "sn_tips") if part == "utility" else s[part]
-            for s in summaries
+            next(r for r in s["utility"] if r["name"] == "sn_tips") if part == "utility" else s[part] for s in summaries
         ]
         expected = values[0]["value"] - values[1]["value"]
         assert record["value"] == pytest.approx(expected, rel=1e-9, abs=1e-11), part

@@ -57,9 +57,7 @@ class Twin(WithinPrompts):
         arguments = self.logw, self.r, u, m
         found["cv"] = self.affine(utility.control_variate(*arguments)) if moderate else self.far_cv()
         if repeated:
-            found["baseline_dr"] = (
-                self.affine(utility.baseline_dr(*arguments)) if moderate else self.far_baseline_dr()
-            )
+            found["baseline_dr"] = self.affine(utility.baseline_dr(*arguments)) if moderate else self.far_baseline_dr()
         if rows["baseline"] is not None:
             model = rows["baseline"], rows["baseline_mean"]
             direct = utility.direct_method(model[1], u, m)
@@ -72,9 +70,7 @@ class Twin(WithinPrompts):
             found["sndr"] = self.affine(utility.self_normalized_dr(self.rel, self.r, *model, u, m))
         order = ("ips", "snips", "tips", "sn_tips", "cv", "psis", "baseline_dr", "dm", "dr", "sndr")
         return [
-            self.sn_tips(*found[name])
-            if name == "sn_tips"
-            else student(name, *found[name], "delta", level, df)
+            self.sn_tips(*found[name]) if name == "sn_tips" else student(name, *found[name], "delta", level, df)
             for name in order
             if name in found
         ]
@@ -91,9 +87,7 @@ class Twin(WithinPrompts):
         a, n = self.means(w), self.means(w * self.r)
         b = float(np.mean((n - n.mean()) * (a - a.mean())) / np.var(a))
         rest = n - b * a
-        return self.mixed(
-            PointEstimate(float(rest.mean()), rest - rest.mean()), PointEstimate(b, np.zeros(self.n))
-        )
+        return self.mixed(PointEstimate(float(rest.mean()), rest - rest.mean()), PointEstimate(b, np.zeros(self.n)))
 
     def far_baseline_dr(self) -> tuple[float, float]:
         m = counts_or_ones(self.count, len(self.r))
@@ -119,9 +113,7 @@ class Twin(WithinPrompts):
         a, n = self.means(w), self.means(w * self.r)
         j = self.jackknife(lambda kept: float(n[kept].sum() / a[kept].sum()))
         if j is not None:
-            found.append(
-                ("jackknife", around(j.value, quantile(level, j.degrees_of_freedom) * j.standard_error))
-            )
+            found.append(("jackknife", around(j.value, quantile(level, j.degrees_of_freedom) * j.standard_error)))
         found += [("robust", self.robust_utility(level)), ("certified", self.certified_utility(level))]
         ends_ = [(name, i if i[0] > i[1] else within(i, 0.0, 1.0)) for name, i in found]
         to_reward = [(name, (self.low + self.span * i[0], self.low + self.span * i[1])) for name, i in ends_]
@@ -135,9 +127,7 @@ class Twin(WithinPrompts):
 
     def certified_utility(self, level: float) -> Interval:
         w, factor, alpha = np.exp(self.rel), 1.0 / self.kappa, (1.0 - level) / 2.0
-        low, high = (
-            log_smoothing(scaled(self.means(w * f), self.top), alpha, factor) for f in (self.r, 1.0 - self.r)
-        )
+        low, high = (log_smoothing(scaled(self.means(w * f), self.top), alpha, factor) for f in (self.r, 1.0 - self.r))
         return Interval(low, 1.0 - high)
 
     # Value.
@@ -223,9 +213,7 @@ class Twin(WithinPrompts):
             else:
                 tail = self.marginal_tail(d["value"], 0.0)
             sums = [self.low + self.span * end + weight * t for end, t in zip((low, high), tail, strict=True)]
-            record["intervals"].append(
-                {"method": "worst_case_tail", "interval": ends(sums[0] - half, sums[1] + half)}
-            )
+            record["intervals"].append({"method": "worst_case_tail", "interval": ends(sums[0] - half, sums[1] + half)})
         strict = 1.0 - (1.0 - level) / 2.0
         for method, u_part, certified in (
             ("robust", self.robust_utility(strict), False),
@@ -354,9 +342,7 @@ class Twin(WithinPrompts):
         utilities = self.utility()
         u = next(record for record in utilities if record["name"] == "sn_tips")
         where, order = self.where
-        marginal = (
-            self.over_log() if self.rows["cluster"] is not None and self.log.cluster_scope == "log" else None
-        )
+        marginal = self.over_log() if self.rows["cluster"] is not None and self.log.cluster_scope == "log" else None
         prompt = self.prompt(order) if where == "prompt" else None
         d = None
         if prompt is not None:

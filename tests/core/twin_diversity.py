@@ -169,9 +169,7 @@ class WithinPrompts(OverLog):
 
     def family(self, logw: Array, form: dv.Form, order: int) -> dv.WithinPrompt:
         shifted = logw - logw.max()
-        return dv.within_prompt(
-            shifted, self.rows["cluster"], self.unit, self.count, max_order=order, form=form
-        )
+        return dv.within_prompt(shifted, self.rows["cluster"], self.unit, self.count, max_order=order, form=form)
 
     @cached_property
     def moments(self) -> tuple[Array, dict[str, Array]]:
@@ -181,9 +179,7 @@ class WithinPrompts(OverLog):
         draws = dv._draws_by_unit(self.cut, self.rows["cluster"], self.unit, self.count)
         kept = [d for d, keep in zip(draws, used, strict=True) if keep]
         p = np.array([[dv.collision_moment(w, c, d) for d in range(2, order + 2)] for w, c in kept])
-        z = np.array(
-            [[dv.zeta_unit_kernel(w, c, v, "product") for v in range(1, order + 1)] for w, c in kept]
-        )
+        z = np.array([[dv.zeta_unit_kernel(w, c, v, "product") for v in range(1, order + 1)] for w, c in kept])
         return used, {"a": self.means(np.exp(self.cut))[used], "control": p, "product": z}
 
     def zeta(self, form: str, kept: Array) -> Array:
@@ -194,9 +190,7 @@ class WithinPrompts(OverLog):
         if form == "product":
             return power
         sums = [1.0, *power]
-        return np.array(
-            [sum((-1) ** s * math.comb(v, s) * sums[s] for s in range(v + 1)) for v in range(1, len(sums))]
-        )
+        return np.array([sum((-1) ** s * math.comb(v, s) * sums[s] for s in range(v + 1)) for v in range(1, len(sums))])
 
     def prompt(self, order: int) -> Record:
         used, _ = self.moments
@@ -208,9 +202,7 @@ class WithinPrompts(OverLog):
         for name, (offset, zeta) in self.measures(order).items():
             most = offset + sum(zeta)
 
-            def clamped(
-                kept: Array, zeta: list[float] = zeta, offset: float = offset, most: float = most
-            ) -> float:
+            def clamped(kept: Array, zeta: list[float] = zeta, offset: float = offset, most: float = most) -> float:
                 value = offset + float(np.dot(zeta, self.zeta("control", kept)[: len(zeta)]))
                 return min(max(value, offset), most)
 
@@ -225,12 +217,8 @@ class WithinPrompts(OverLog):
                 half = quantile(self.level, j.degrees_of_freedom) * j.standard_error
                 found.append(("jackknife", around(j.value, half)))
             if name.startswith("H_") or len(zeta) == 1:
-                found.append(
-                    ("robust", self.measure_bounds(offset, zeta, order, self.level, certified=False))
-                )
-                found.append(
-                    ("certified", self.measure_bounds(offset, zeta, order, self.level, certified=True))
-                )
+                found.append(("robust", self.measure_bounds(offset, zeta, order, self.level, certified=False)))
+                found.append(("certified", self.measure_bounds(offset, zeta, order, self.level, certified=True)))
             records["control"].append(named(name, value, point.standard_error, found))
 
             def product(kept: Array, zeta: list[float] = zeta, offset: float = offset) -> float:
@@ -255,9 +243,7 @@ class WithinPrompts(OverLog):
             return dv.coverage(family, int(name.removeprefix("coverage@")))
         return dv.harmonic_entropy(family, int(name.removeprefix("H_")))
 
-    def measure_tail(
-        self, offset: float, zeta: list[float], values: Array, half: float, share: float
-    ) -> Interval:
+    def measure_tail(self, offset: float, zeta: list[float], values: Array, half: float, share: float) -> Interval:
         """Tuples of draws that are all inside the truncated policy are known; others may have any zeta."""
         inside = (1.0 - share) ** np.arange(2, len(zeta) + 2)
         low = offset + float(np.sum(zeta * inside * values[: len(zeta)]))

@@ -78,9 +78,7 @@ def leaves(record: Any, path: str = "") -> dict[str, Any]:
     if isinstance(record, list):
         found = {f"{path}#": len(record)}
         for i, item in enumerate(record):
-            label = next(
-                (item[k] for k in ("name", "method", "key") if isinstance(item, dict) and k in item), i
-            )
+            label = next((item[k] for k in ("name", "method", "key") if isinstance(item, dict) and k in item), i)
             found |= leaves(item, f"{path}[{label}]")
         return found
     return {path: record}
@@ -111,9 +109,7 @@ class Cuts:
             "group": log.group,
             "tokens": log.tokens,
             "baseline": None if log.baseline is None else utility.rescale(log.baseline, low, high),
-            "baseline_mean": None
-            if log.baseline_mean is None
-            else utility.rescale(log.baseline_mean, low, high),
+            "baseline_mean": None if log.baseline_mean is None else utility.rescale(log.baseline_mean, low, high),
         }
         self.n_rows = len(log)
         m = np.ones(len(log)) if log.count is None else log.count
@@ -151,9 +147,7 @@ class Cuts:
         largest = np.full(self.n, -np.inf)
         np.maximum.at(largest, self.codes, self.logw)
         kept = np.sort(largest[largest > -np.inf])[::-1]
-        return (
-            max(log_tau, float(kept[self.tail_capacity - 1])) if len(kept) > self.tail_capacity else log_tau
-        )
+        return max(log_tau, float(kept[self.tail_capacity - 1])) if len(kept) > self.tail_capacity else log_tau
 
     @cached_property
     def wanted(self) -> float:

@@ -201,9 +201,7 @@ def test_sequence_log_probs_win_over_token_lists() -> None:
     table = make_table(**{"behavior_token_logprobs": lists(), "target_token_logprobs/near": lists()})
     arrays = read_all(read_log(table))
     np.testing.assert_array_equal(arrays["behavior_logprob"], table.column("behavior_logprob").to_numpy())
-    np.testing.assert_array_equal(
-        arrays["target_logprob/near"], table.column("target_logprob/near").to_numpy()
-    )
+    np.testing.assert_array_equal(arrays["target_logprob/near"], table.column("target_logprob/near").to_numpy())
     np.testing.assert_array_equal(arrays["num_tokens"], [1 + i % 5 for i in range(N)])
 
 

@@ -19,9 +19,7 @@ TEXTS = ["", "a", "Grüße", "日本語 \n", "a" * 1000, "b"]
 
 
 def hashes(texts: list[str]) -> np.ndarray:
-    return np.array([xxhash.xxh3_64_intdigest(text.encode()) for text in texts], dtype=np.uint64).view(
-        np.int64
-    )
+    return np.array([xxhash.xxh3_64_intdigest(text.encode()) for text in texts], dtype=np.uint64).view(np.int64)
 
 
 @pytest.mark.parametrize(

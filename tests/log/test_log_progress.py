@@ -54,9 +54,7 @@ def test_a_short_pass_shows_nothing(terminal: Callable[[], Terminal], later: Cal
     assert screen.getvalue() == ""
 
 
-def test_a_long_pass_shows_rate_and_time_left(
-    terminal: Callable[[], Terminal], later: Callable[[float], None]
-) -> None:
+def test_a_long_pass_shows_rate_and_time_left(terminal: Callable[[], Terminal], later: Callable[[float], None]) -> None:
     screen = terminal()
     meter = Meter(4_000_000)
     later(2.5)
@@ -92,9 +90,7 @@ def test_no_terminal_or_not_wanted(
     assert screen.getvalue() == ""
 
 
-@pytest.mark.parametrize(
-    ("rate", "text"), [(12.0, "12"), (4_500.0, "4.5 k"), (2e6, "2.0 M"), (3.21e9, "3.2 G")]
-)
+@pytest.mark.parametrize(("rate", "text"), [(12.0, "12"), (4_500.0, "4.5 k"), (2e6, "2.0 M"), (3.21e9, "3.2 G")])
 def test_rates_are_short(rate: float, text: str) -> None:
     assert progress._short(rate) == text
 

@@ -30,9 +30,7 @@ def said(table: pa.Table, **options: Any) -> list[str]:
 
 
 def test_nothing_to_say() -> None:
-    assert (
-        said(make_table(sampling=[{"temperature": 1.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0}] * N)) == []
-    )
+    assert said(make_table(sampling=[{"temperature": 1.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0}] * N)) == []
     assert said(make_table(completion=[f"text {i}" for i in range(N)])) == []
 
 

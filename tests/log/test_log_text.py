@@ -190,9 +190,7 @@ def test_token_lists_and_empty_heads(path: Path) -> None:
     content = [
         json.dumps({**base, "behavior_token_logprobs": [-1, -2], "target_token_logprobs/x": [0, 0]}),
         json.dumps({**base, "behavior_token_logprobs": [-0.5], "target_token_logprobs/x": [-0.25]}),
-        json.dumps(
-            {**base, "prompt_id": "b", "behavior_token_logprobs": [-3], "target_token_logprobs/x": [-np.inf]}
-        ),
+        json.dumps({**base, "prompt_id": "b", "behavior_token_logprobs": [-3], "target_token_logprobs/x": [-np.inf]}),
     ]
     arrays = read_all(read_log(write(path, content)))
     assert arrays["behavior_logprob"].tolist() == [-3.0, -0.5, -3.0]

@@ -171,9 +171,7 @@ def test_missing_columns() -> None:
 
 def test_schema_faults_do_not_stop_it() -> None:
     report = validate(make_table(label=[1.0] * 120, score=[1.0] * 120, reward=None))
-    assert [fault.message for fault in report.faults] == [
-        "several columns could be the reward: 'label', 'score'"
-    ]
+    assert [fault.message for fault in report.faults] == ["several columns could be the reward: 'label', 'score'"]
     report = validate(make_table(), policies=["near", "near"])
     assert only(report).message == "two policies of one name: 'near'"
     table = make_table()

@@ -20,9 +20,7 @@ def anchors(document: Path) -> set[str]:
 
 
 def test_there_are_documents() -> None:
-    assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"} <= {
-        path.name for path in DOCUMENTS
-    }
+    assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"} <= {path.name for path in DOCUMENTS}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -47,8 +45,6 @@ def test_commands_exist(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_python_compiles(document: Path) -> None:
-    for number, block in enumerate(
-        re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.S)
-    ):
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.S)):
         if not block.lstrip().startswith(">>>"):
             compile(block, f"{document.name}, block {number}", "exec")

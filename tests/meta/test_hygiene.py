@@ -35,9 +35,7 @@ def kept_files() -> list[str]:
 
 
 def test_the_list_of_files_is_complete() -> None:
-    assert {"Makefile", "Cargo.toml", "python/pope_fast/__init__.py", "tests/meta/test_hygiene.py"} <= set(
-        kept_files()
-    )
+    assert {"Makefile", "Cargo.toml", "python/pope_fast/__init__.py", "tests/meta/test_hygiene.py"} <= set(kept_files())
 
 
 @pytest.mark.parametrize("what", FORBIDDEN)

@@ -13,9 +13,7 @@ TOO_HEAVY = ("torch", "matplotlib", "ray", "pandas", "polars", "scipy", "duckdb"
 
 
 def in_fresh_interpreter(code: str) -> str:
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
-    ).stdout
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout
 
 
 def test_import_takes_less_than_150_ms_beyond_numpy() -> None:

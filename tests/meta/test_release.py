@@ -11,9 +11,7 @@ import pope_fast
 from pope_fast import _core
 
 ROOT = Path(__file__).resolve().parents[2]
-VERSION: str = tomllib.loads((ROOT / "Cargo.toml").read_text(encoding="utf-8"))["workspace"]["package"][
-    "version"
-]
+VERSION: str = tomllib.loads((ROOT / "Cargo.toml").read_text(encoding="utf-8"))["workspace"]["package"]["version"]
 
 
 def test_the_version_is_written_once_and_agrees_everywhere() -> None:
@@ -21,14 +19,10 @@ def test_the_version_is_written_once_and_agrees_everywhere() -> None:
     assert importlib.metadata.version("pope_fast") == VERSION
     assert _core.build_info()["version"] == VERSION
     assert f"version: {VERSION}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
-    released = re.findall(
-        r"^## \[(\d+\.\d+\.\d+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M
-    )
+    released = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
     assert released[0] == VERSION
     for manifest in (ROOT / "rust").glob("*/Cargo.toml"):
-        assert tomllib.loads(manifest.read_text(encoding="utf-8"))["package"]["version"] == {
-            "workspace": True
-        }
+        assert tomllib.loads(manifest.read_text(encoding="utf-8"))["package"]["version"] == {"workspace": True}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert "version" in project["dynamic"]
 

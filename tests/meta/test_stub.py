@@ -35,9 +35,7 @@ def test_stub_and_extension_have_the_same_functions_and_classes() -> None:
     assert stub_names(TREE.body) == public(dir(_core))
 
 
-@pytest.mark.parametrize(
-    "node", [node for node in CLASSES if hasattr(_core, node.name)], ids=lambda node: node.name
-)
+@pytest.mark.parametrize("node", [node for node in CLASSES if hasattr(_core, node.name)], ids=lambda node: node.name)
 def test_stub_and_extension_have_the_same_members(node: ast.ClassDef) -> None:
     assert stub_names(node.body) == public(list(vars(getattr(_core, node.name))))
 

@@ -42,12 +42,8 @@ def test_obp(name, estimate, rounds):
 
 def test_vw_estimators_on_the_bandit_rounds(rounds):
     expected = oracle("vw_estimators_0.2.2_on_bandit_inputs")
-    assert utility.ips(rounds.logw, rounds.reward, rounds.unit).value == pytest.approx(
-        expected["ips"], abs=EXACT
-    )
-    assert utility.snips(rounds.logw, rounds.reward, rounds.unit).value == pytest.approx(
-        expected["snips"], abs=EXACT
-    )
+    assert utility.ips(rounds.logw, rounds.reward, rounds.unit).value == pytest.approx(expected["ips"], abs=EXACT)
+    assert utility.snips(rounds.logw, rounds.reward, rounds.unit).value == pytest.approx(expected["snips"], abs=EXACT)
 
 
 def test_vw_estimators_on_alternating_rewards():

@@ -22,9 +22,7 @@ class SmallLog:
     def draws(self) -> SmallLog:
         """One row per draw."""
         fields = (self.logw, self.reward, self.cluster, self.group, self.unit)
-        return SmallLog(
-            *(np.repeat(x, self.count) for x in fields), np.ones(self.count.sum(), dtype=np.int64)
-        )
+        return SmallLog(*(np.repeat(x, self.count) for x in fields), np.ones(self.count.sum(), dtype=np.int64))
 
 
 def small_log(seed: int = 0, units: int = 40, spread: float = 0.8, largest_count: int = 3) -> SmallLog:

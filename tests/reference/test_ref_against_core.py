@@ -128,9 +128,7 @@ def test_rows_as_units():
     count = log.count.astype(float)
     state.update(None, behavior, [log.logw + COMMON], log.reward, cluster=log.cluster, count=count)
     summary = state.snapshot().summary("p")
-    logw, reward, cluster = units.expand_draws(
-        log.count, (log.logw + COMMON) - COMMON, log.reward, log.cluster
-    )
+    logw, reward, cluster = units.expand_draws(log.count, (log.logw + COMMON) - COMMON, log.reward, log.cluster)
     unit = np.arange(len(logw))
     assert summary["diagnostics"]["n_units"] == len(unit)
     for name, twin in {"ips": utility.ips, "sn_tips": utility.sn_tips, "cv": utility.control_variate}.items():
@@ -159,25 +157,17 @@ def test_utility_intervals(case):
     record = named(case.summary["utility"], "sn_tips")
     estimate = utility.sn_tips(*case.rows())
     assert interval(record, "delta") == pytest.approx(intervals.delta(estimate), abs=1e-9)
-    assert interval(record, "worst_case_tail") == pytest.approx(
-        clip(intervals.worst_case_tail(*case.rows())), abs=1e-9
-    )
-    assert interval(record, "robust") == pytest.approx(
-        clip(intervals.mirrored_truncated_t(*case.rows())), abs=1e-9
-    )
+    assert interval(record, "worst_case_tail") == pytest.approx(clip(intervals.worst_case_tail(*case.rows())), abs=1e-9)
+    assert interval(record, "robust") == pytest.approx(clip(intervals.mirrored_truncated_t(*case.rows())), abs=1e-9)
     # The histogram may put a value that lies on an edge, up to rounding, into the bin below.
-    assert interval(record, "certified") == pytest.approx(
-        clip(intervals.log_smoothing(*case.rows())), abs=1e-4
-    )
+    assert interval(record, "certified") == pytest.approx(clip(intervals.log_smoothing(*case.rows())), abs=1e-4)
 
 
 def test_jackknife_of_utility(case):
     log = case.log
     a = units.unit_means(np.exp(case.cut), log.unit, log.count)
     n = units.unit_means(np.exp(case.cut) * log.reward, log.unit, log.count)
-    twin = jackknife.by_recomputation(
-        lambda kept: float(n[kept].sum() / a[kept].sum()), units.bucket(case.keys)
-    )
+    twin = jackknife.by_recomputation(lambda kept: float(n[kept].sum() / a[kept].sum()), units.bucket(case.keys))
     low, high = interval(named(case.summary["utility"], "sn_tips"), "jackknife")
     assert (low + high) / 2 == pytest.approx(twin.value, rel=1e-9)
     assert high - low > twin.standard_error * 3.9
@@ -187,9 +177,7 @@ def test_diagnostics(case):
     log, found = case.log, case.summary["diagnostics"]
     arguments = (case.logw, log.unit, log.count)
     assert found["ess"] == pytest.approx(diagnostics.effective_sample_size(*arguments), rel=CLOSE)
-    assert found["ess_ceiling"] == pytest.approx(
-        diagnostics.effective_sample_size_ceiling(*arguments), rel=CLOSE
-    )
+    assert found["ess_ceiling"] == pytest.approx(diagnostics.effective_sample_size_ceiling(*arguments), rel=CLOSE)
     assert found["max_weight_share"] == pytest.approx(diagnostics.max_weight_share(*arguments), rel=CLOSE)
     assert found["mean_weight"] == pytest.approx(diagnostics.mean_weight(*arguments).value, rel=CLOSE)
     assert found["missing_mass"] == pytest.approx(diagnostics.missing_mass(*arguments), rel=CLOSE, abs=1e-12)
@@ -301,6 +289,4 @@ def test_token_sums():
     twin = weights.token_sums(offsets, target, behavior, 0.5)
     for found, expected in zip(_core.token_sums(offsets, target, behavior, 0.5), twin, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(
-        _core.sum_tokens(offsets, target), weights.sum_tokens(offsets, target), rtol=1e-6
-    )
+    np.testing.assert_allclose(_core.sum_tokens(offsets, target), weights.sum_tokens(offsets, target), rtol=1e-6)

@@ -31,9 +31,7 @@ def test_bounds_are_tight_where_they_should_be():
     assert bounds.jensen_lower(p, q, flat) == pytest.approx(bounds.ips_variance(p, q, flat), abs=1e-12)
     assert bounds.tilted_jensen_lower(p, p, r) == pytest.approx(bounds.ips_variance(p, p, r), abs=1e-12)
     stepped = (1.0 + event) * q / p
-    assert bounds.event_lower(p, q, stepped, event) == pytest.approx(
-        bounds.ips_variance(p, q, stepped), abs=1e-12
-    )
+    assert bounds.event_lower(p, q, stepped, event) == pytest.approx(bounds.ips_variance(p, q, stepped), abs=1e-12)
     # None of the first two is always the better one.
     assert bounds.jensen_lower(p, q, flat) > bounds.tilted_jensen_lower(p, q, flat)
     assert bounds.jensen_lower(p, p, r) < bounds.tilted_jensen_lower(p, p, r)

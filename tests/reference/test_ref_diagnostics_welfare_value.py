@@ -88,9 +88,7 @@ def test_group_utility_is_the_estimate_of_the_groups_rows():
 
 def test_welfares_are_ordered_and_agree_on_equal_groups():
     _, groups = _groups(3)
-    low, nash, mean = (
-        f(groups).value for f in (welfare.min_welfare, welfare.nash_welfare, welfare.mean_welfare)
-    )
+    low, nash, mean = (f(groups).value for f in (welfare.min_welfare, welfare.nash_welfare, welfare.mean_welfare))
     assert low < nash < mean
     assert welfare.generalized_mean_welfare(groups, 1.0) == pytest.approx(mean)
     assert welfare.generalized_mean_welfare(groups, 1e-9) == pytest.approx(nash, rel=1e-6)

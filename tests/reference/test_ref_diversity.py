@@ -104,8 +104,7 @@ def test_family_averages_units_and_leaves_short_ones_out(form):
     for v in range(4):
         # Self-normalizing is dividing every weight by the global mean.
         per_unit = [
-            diversity.zeta_unit(w[draws.unit == i] / mean_a, draws.cluster[draws.unit == i], v, form)
-            for i in kept
+            diversity.zeta_unit(w[draws.unit == i] / mean_a, draws.cluster[draws.unit == i], v, form) for i in kept
         ]
         assert family.zeta[v] == pytest.approx(np.mean(per_unit), rel=1e-11)
     assert family.zeta[0] == pytest.approx(1.0)
@@ -130,9 +129,7 @@ def test_influence_is_the_derivative_in_the_share_of_a_unit(form):
         unit_moments = []
         for i in kept:
             rows = draws.unit == i
-            unit_moments.append(
-                diversity.zeta_unit(np.exp(draws.logw[rows]) / mean_a, draws.cluster[rows], v, form)
-            )
+            unit_moments.append(diversity.zeta_unit(np.exp(draws.logw[rows]) / mean_a, draws.cluster[rows], v, form))
         slope = (float(share @ np.array(unit_moments)) - family.zeta[v]) * sizes
         assert slope == pytest.approx(family.influence[index, v], rel=0.02, abs=2e-3)
 

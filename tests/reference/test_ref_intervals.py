@@ -20,9 +20,7 @@ def test_worst_case_tail_without_truncation_is_the_delta_interval():
     log = small_log(1, spread=0.2)
     assert intervals.lost_mass(log.logw, log.unit, log.count) == pytest.approx(0.0, abs=1e-15)
     delta = intervals.delta(utility.snips(log.logw, log.reward, log.unit, log.count))
-    assert intervals.worst_case_tail(log.logw, log.reward, log.unit, log.count) == pytest.approx(
-        delta, abs=1e-12
-    )
+    assert intervals.worst_case_tail(log.logw, log.reward, log.unit, log.count) == pytest.approx(delta, abs=1e-12)
 
 
 def test_worst_case_tail_by_hand():
@@ -75,9 +73,7 @@ def test_inflated_weights_invert_the_interval(method):
 
 
 def test_floor_mantissa():
-    x = np.array(
-        [0.0, 2.0**-41, 2.0**-40, 1.0, 1.0 + 2.0**-8, 1.0 + 2.0**-8 + 2.0**-9, 3.999999, 2.0**41, np.inf]
-    )
+    x = np.array([0.0, 2.0**-41, 2.0**-40, 1.0, 1.0 + 2.0**-8, 1.0 + 2.0**-8 + 2.0**-9, 3.999999, 2.0**41, np.inf])
     floored = intervals.floor_mantissa(x)
     expected = [0.0, 0.0, 2.0**-40, 1.0, 1 + 2.0**-8, 1 + 2.0**-8, 4 - 2.0**-7, 2.0**40, 2.0**40]
     np.testing.assert_array_equal(floored, expected)
@@ -92,9 +88,7 @@ def test_floor_mantissa():
 def test_log_smoothing_of_a_constant():
     """X = 1: (exp(log(1 + l) - log(J / a) / n) - 1) / l, largest over the grid."""
     n, alpha = 500, 0.025
-    expected = max(
-        ((1 + lam) * np.exp(-np.log(24 / alpha) / n) - 1) / lam for lam in np.geomspace(1e-3, 3, 24)
-    )
+    expected = max(((1 + lam) * np.exp(-np.log(24 / alpha) / n) - 1) / lam for lam in np.geomspace(1e-3, 3, 24))
     assert intervals.log_smoothing_lower(np.ones(n), alpha) == pytest.approx(expected, rel=1e-12)
     assert expected < 1
 

@@ -89,12 +89,7 @@ def test_bias_is_the_trace_of_hessian_and_second_moments():
     hessian = np.array(
         [
             [
-                (
-                    entropy_at(a, b, 1, 1)
-                    - entropy_at(a, b, 1, -1)
-                    - entropy_at(a, b, -1, 1)
-                    + entropy_at(a, b, -1, -1)
-                )
+                (entropy_at(a, b, 1, 1) - entropy_at(a, b, 1, -1) - entropy_at(a, b, -1, 1) + entropy_at(a, b, -1, -1))
                 / (4 * h * h)
                 for b in range(c)
             ]
@@ -130,9 +125,7 @@ def test_clusters_without_mass_change_nothing():
     log, table = _table(6)
     padded = np.column_stack([table, np.zeros(len(table))])
     key = np.unique(log.unit)
-    assert marginal.entropy_miller_madow(padded) == pytest.approx(
-        marginal.entropy_miller_madow(table), rel=1e-14
-    )
+    assert marginal.entropy_miller_madow(padded) == pytest.approx(marginal.entropy_miller_madow(table), rel=1e-14)
     assert marginal.entropy_jackknife(padded, key) == marginal.entropy_jackknife(table, key)
 
 

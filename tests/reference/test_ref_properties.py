@@ -82,9 +82,7 @@ def test_shuffled_rows(rows):
         a, b = estimator(logw, reward, unit), estimator(logw[order], reward[order], unit[order])
         assert b.value == pytest.approx(a.value, rel=1e-8, abs=1e-10)
     tables = [marginal.cluster_table(logw[i], cluster[i], unit[i])[1] for i in (slice(None), order)]
-    assert marginal.miller_madow_bias(tables[0]) == pytest.approx(
-        marginal.miller_madow_bias(tables[1]), abs=1e-10
-    )
+    assert marginal.miller_madow_bias(tables[0]) == pytest.approx(marginal.miller_madow_bias(tables[1]), abs=1e-10)
 
 
 @settings(deadline=None)
@@ -94,9 +92,7 @@ def test_zeta_of_one_unit(rows, order):
     scale = max(1.0, float(w.max())) ** (order + 1)
     for form in ("control", "product"):
         definition = diversity.zeta_unit(w, cluster, order, form)
-        assert diversity.zeta_unit_kernel(w, cluster, order, form) == pytest.approx(
-            definition, abs=1e-9 * scale
-        )
+        assert diversity.zeta_unit_kernel(w, cluster, order, form) == pytest.approx(definition, abs=1e-9 * scale)
     weighted = diversity.zeta_unit(w, cluster, order, "product")
     assert -1e-12 <= weighted <= diversity.total_moment(w, order) + 1e-9 * scale
     one = np.ones(len(w))

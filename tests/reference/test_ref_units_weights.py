@@ -56,9 +56,7 @@ def test_truncation_level():
 
 
 def test_weights_of_hopeless_log_probabilities():
-    assert weights.importance_weights(weights.log_weights([-2000.0], [-2000.5]))[0] == pytest.approx(
-        np.exp(0.5)
-    )
+    assert weights.importance_weights(weights.log_weights([-2000.0], [-2000.5]))[0] == pytest.approx(np.exp(0.5))
     np.testing.assert_array_equal(weights.importance_weights([-np.inf, 0.0]), [0.0, 1.0])
     np.testing.assert_array_equal(weights.shifted_weights([-np.inf, -np.inf]), [0.0, 0.0])
     np.testing.assert_allclose(weights.shifted_weights([5000.0, 5001.0]), [np.exp(-1), 1.0])

@@ -116,9 +116,7 @@ def test_baseline_dr_by_explicit_loops():
             b = float(np.mean(others)) if others else 0.0
             terms.append(np.exp(log.logw[k]) * (log.reward[k] - b) + b)
         per_unit.append(np.mean(terms))
-    assert utility.baseline_dr(log.logw, log.reward, log.unit).value == pytest.approx(
-        np.mean(per_unit), rel=1e-13
-    )
+    assert utility.baseline_dr(log.logw, log.reward, log.unit).value == pytest.approx(np.mean(per_unit), rel=1e-13)
 
 
 def test_doubly_robust_with_perfect_and_with_useless_model():

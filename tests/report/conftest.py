@@ -117,9 +117,7 @@ def far() -> PolicyValue:
         policy="far",
         value=estimate("V", 1.311, 0.9, "robust"),
         utility=utility,
-        diversity=Estimate(
-            "H_3", 0.93, 0.4, None, {}, "nats", "the jackknife variance rests on too few groups"
-        ),
+        diversity=Estimate("H_3", 0.93, 0.4, None, {}, "nats", "the jackknife variance rests on too few groups"),
         diversity_weight=0.5,
         utility_estimators={"sn_tips": utility},
         diversity_detail=diversity(0.93, 0.4),
@@ -148,9 +146,7 @@ def far() -> PolicyValue:
                     0.93,
                     0.7,
                 ),
-                Finding(
-                    "missing_mass", "caution", "93% of the policy's probability was never logged", 0.93, 0.1
-                ),
+                Finding("missing_mass", "caution", "93% of the policy's probability was never logged", 0.93, 0.1),
                 Finding("observed_range", "info", "the reward range was observed, not declared"),
             ),
         ),

@@ -48,9 +48,7 @@ def read(page: str) -> Reader:
     return reader
 
 
-def test_the_page_is_well_formed_and_needs_nothing_else(
-    evaluation: Evaluation, truth: dict[str, object]
-) -> None:
+def test_the_page_is_well_formed_and_needs_nothing_else(evaluation: Evaluation, truth: dict[str, object]) -> None:
     page = render_page(evaluation, truth=truth)
     reader = read(page)
     assert page.startswith("<!doctype html>")
@@ -151,9 +149,7 @@ def test_an_interval_that_is_not_valid_has_a_reason_and_no_line(caution: Evaluat
 
 
 def test_a_scale_shows_all_it_is_made_for_and_never_divides_by_zero() -> None:
-    scale = Scale.around(
-        [Estimate("a", 1.0, None, Interval(0.0, 4.0, 0.95, "delta"))], extra=[-2.0, float("nan")]
-    )
+    scale = Scale.around([Estimate("a", 1.0, None, Interval(0.0, 4.0, 0.95, "delta"))], extra=[-2.0, float("nan")])
     assert scale.low < -2.0
     assert scale.high > 4.0
     for values in ([Estimate("a", 0.0)], [Estimate("a", 5.0)], [Estimate("a", None)], []):

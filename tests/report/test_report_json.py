@@ -72,9 +72,7 @@ def test_no_nan_or_infinity_reaches_the_text(evaluation: Evaluation) -> None:
 
 
 def test_numpy_scalars_and_unknown_objects_become_plain() -> None:
-    content = to_plain(
-        {1: np.float32(0.5), "b": np.int64(7), "c": (np.bool_(True), np.float64("nan")), "d": Path("x")}
-    )
+    content = to_plain({1: np.float32(0.5), "b": np.int64(7), "c": (np.bool_(True), np.float64("nan")), "d": Path("x")})
     assert content == {"1": 0.5, "b": 7, "c": [True, None], "d": "x"}
 
 

@@ -39,9 +39,7 @@ def test_compare_finds_either_direction_with_the_sign_of_a_minus_b(evaluation: E
     ("a", "b", "words"),
     [("near", "nope", "no policy 'nope'.*near, far"), ("far", "far", "with itself")],
 )
-def test_compare_refuses_names_it_cannot_answer_for(
-    evaluation: Evaluation, a: str, b: str, words: str
-) -> None:
+def test_compare_refuses_names_it_cannot_answer_for(evaluation: Evaluation, a: str, b: str, words: str) -> None:
     with pytest.raises(PopeError, match=words):
         evaluation.compare(a, b)
 
@@ -52,9 +50,7 @@ def test_compare_says_when_a_difference_was_not_computed(evaluation: Evaluation)
         without.compare("near", "far")
 
 
-def test_verdict_of_an_evaluation_is_its_worst_with_names(
-    evaluation: Evaluation, caution: Evaluation
-) -> None:
+def test_verdict_of_an_evaluation_is_its_worst_with_names(evaluation: Evaluation, caution: Evaluation) -> None:
     assert evaluation.verdict.level == "unreliable"
     assert evaluation.verdict.reasons[0].startswith("far: effective sample size")
     assert caution.verdict.level == "caution"

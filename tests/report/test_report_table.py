@@ -19,9 +19,7 @@ def lines_with(text: str, *needles: str) -> list[str]:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_no_line_is_wider_than_the_terminal(
-    evaluation: Evaluation, truth: dict[str, object], width: int
-) -> None:
+def test_no_line_is_wider_than_the_terminal(evaluation: Evaluation, truth: dict[str, object], width: int) -> None:
     for text in (render_text(evaluation, width=width), render_text(evaluation, width=width, truth=truth)):
         assert max(map(len, text.splitlines())) <= width
 
@@ -141,9 +139,7 @@ def test_the_letter_d_is_explained(evaluation: Evaluation, caution: Evaluation) 
     assert not lines_with(render_text(caution), "D is")
     detail = evaluation["near"].diversity_detail
     assert detail is not None
-    marginal = replace(
-        evaluation["near"], diversity_detail=replace(detail, level="marginal", measure="entropy")
-    )
+    marginal = replace(evaluation["near"], diversity_detail=replace(detail, level="marginal", measure="entropy"))
     text = render_text(replace(evaluation, policies={"near": marginal}, differences={}))
     assert lines_with(text, "D is the entropy in nats of the clusters over the whole log")
 
@@ -152,8 +148,7 @@ def test_the_reason_for_a_missing_difference_is_said_once(evaluation: Evaluation
     note = "not to be trusted: far unreliable"
     difference = evaluation.compare("near", "far")
     parts = {
-        name: replace(getattr(difference, name), interval=None, note=note)
-        for name in ("utility", "diversity", "value")
+        name: replace(getattr(difference, name), interval=None, note=note) for name in ("utility", "diversity", "value")
     }
     text = render_text(
         replace(evaluation, differences={("near", "far"): replace(difference, note=note, **parts)}), width=120

@@ -74,7 +74,5 @@ def test_the_script_makes_the_shipped_files(demo, tmp_path):
         else:
             assert made[name].to_pylist() == shipped[name].to_pylist(), name
     ours, theirs = json.loads(truth_path.read_text()), demo[1]
-    assert ours["policies"]["near"]["utility"] == pytest.approx(
-        theirs["policies"]["near"]["utility"], rel=1e-12
-    )
+    assert ours["policies"]["near"]["utility"] == pytest.approx(theirs["policies"]["near"]["utility"], rel=1e-12)
     assert ours["parameters"] == theirs["parameters"]

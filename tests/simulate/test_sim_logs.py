@@ -71,9 +71,7 @@ def test_drawn_from_what_the_truth_says(kind):
     log = simulate.simulate(kind, prompts=20_000, responses=2, seed=3)
     unit, r = log.table["prompt_id"].to_numpy(), rewards(log)
     behavior = utility.behavior_mean(r, unit)
-    assert behavior.value == pytest.approx(
-        log.truth["behavior"]["utility"], abs=4.5 * behavior.standard_error
-    )
+    assert behavior.value == pytest.approx(log.truth["behavior"]["utility"], abs=4.5 * behavior.standard_error)
     logw, truth = log_weights(log, "near"), log.truth["policies"]["near"]
     for estimate, expected in [
         (utility.ips(logw, r, unit), truth["utility"]),

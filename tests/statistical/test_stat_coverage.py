@@ -35,14 +35,10 @@ class Row:
 # The certified interval splits its error probability over both ends, and so is a little wider than in a table
 # made with the whole of it at each end (.37, .64, .86, .64 and .29): these are its own widths.
 TABLE = {
-    "n=200, KL .5": Row(
-        200, LogNormal(0.5), 700, 1, (0.935, 0.22), (0.941, 0.22), (0.983, 0.27), (1.0, 0.39)
-    ),
+    "n=200, KL .5": Row(200, LogNormal(0.5), 700, 1, (0.935, 0.22), (0.941, 0.22), (0.983, 0.27), (1.0, 0.39)),
     "n=200, KL 2": Row(200, LogNormal(2.0), 700, 2, (0.848, 0.40), (0.955, 0.45), (1.0, 0.61), (1.0, 0.66)),
     "n=200, KL 4.5": Row(200, LogNormal(4.5), 700, 3, (0.718, 0.45), (0.950, 0.66), (1.0, 0.91), (1.0, 0.88)),
-    "n=2000, KL 4.5": Row(
-        2000, LogNormal(4.5), 300, 4, (0.824, 0.32), (0.980, 0.51), (1.0, 0.65), (1.0, 0.67)
-    ),
+    "n=2000, KL 4.5": Row(2000, LogNormal(4.5), 300, 4, (0.824, 0.32), (0.980, 0.51), (1.0, 0.65), (1.0, 0.67)),
     "20 % unsupported": Row(
         2000, LogNormal(0.25, unsupported=0.2), 200, 5, (0.0, 0.06), (0.0, 0.06), (1.0, 0.25), (1.0, 0.29)
     ),

@@ -77,9 +77,7 @@ def measures(summary, form="control"):
 
 
 @pytest.mark.parametrize("form", ["control", "product"])
-@pytest.mark.parametrize(
-    "name", ["gini_simpson", "coverage@2", "coverage@3", "coverage@4", "H_1", "H_2", "H_3"]
-)
+@pytest.mark.parametrize("name", ["gini_simpson", "coverage@2", "coverage@3", "coverage@4", "H_1", "H_2", "H_3"])
 def test_the_products_measures_are_unbiased(name, form, readings):
     values = np.array([measures(summary, form)[name]["value"] for summary in readings])
     error = values.std(ddof=1) / math.sqrt(len(values))
@@ -171,9 +169,7 @@ def test_predicted_entropy_bias_is_the_observed_one():
         _, table = marginal.cluster_table(logw, cluster.ravel(), unit)
         values[i] = marginal.entropy_plug_in(table).value - exact, marginal.miller_madow_bias(table)
     error = values[:, 0].std() / math.sqrt(times)
-    assert values[:, 0].mean() == pytest.approx(
-        values[:, 1].mean(), abs=4 * error + 0.1 * abs(values[:, 1].mean())
-    )
+    assert values[:, 0].mean() == pytest.approx(values[:, 1].mean(), abs=4 * error + 0.1 * abs(values[:, 1].mean()))
     assert values[:, 1].mean() < -5 * error
 
 
@@ -189,8 +185,6 @@ def test_marginalized_weights_on_cluster_noise():
         estimate = utility.ips(logw, reward, unit)
         assert abs(estimate.value - truth["utility"]) < 4 * estimate.standard_error
         assert estimate.standard_error**2 * 60_000 == pytest.approx(variance, rel=0.05)
-    second = {
-        name: np.mean(np.exp(2 * logw) * reward) for name, logw in (("w", plain), ("w_c", marginalized))
-    }
+    second = {name: np.mean(np.exp(2 * logw) * reward) for name, logw in (("w", plain), ("w_c", marginalized))}
     within = log.truth["parameters"]["policies"]["near"]["within"]
     assert second["w"] / second["w_c"] == pytest.approx(math.exp(within**2), rel=0.05)

@@ -21,10 +21,7 @@ NAMES = ("sn_tips", "psis", "cv", "snips", "ips")
 
 def errors(world, n, times, seed):
     found = np.array(
-        [
-            [read(logw, reward).estimates[name][0] for name in NAMES]
-            for logw, reward in world.replicates(seed, n, times)
-        ]
+        [[read(logw, reward).estimates[name][0] for name in NAMES] for logw, reward in world.replicates(seed, n, times)]
     )
     return dict(zip(NAMES, np.sqrt(np.mean((found - world.utility) ** 2, axis=0)), strict=True))
 
@@ -39,9 +36,7 @@ def test_ranking_far_from_the_log(far):
     assert far["psis"] < far["cv"] < far["ips"]
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"), [("sn_tips", 0.075), ("psis", 0.090), ("cv", 0.106), ("snips", 0.117)]
-)
+@pytest.mark.parametrize(("name", "expected"), [("sn_tips", 0.075), ("psis", 0.090), ("cv", 0.106), ("snips", 0.117)])
 def test_size_of_the_errors_far_from_the_log(name, expected, far):
     assert far[name] == pytest.approx(expected, rel=0.25)
 

@@ -15,7 +15,7 @@ from pope_fast.evaluate.results import (
     PolicyValue,
     VarianceParts,
 )
-from pope_fast.evaluate.verdict import INCONSISTENT, judge
+from pope_fast.evaluate.verdict import INCONSISTENT, RARE_REWARD, judge
 from pope_fast.log import RewardRange
 
 __all__ = ["make_difference", "make_estimate", "make_policy_value"]
@@ -115,11 +115,8 @@ def make_policy_value(
     verdict = judge(summary, gates, inverted=_inverted(summary), calibrated=calibration is not None)
     verdict = _with_assumptions(verdict, bounds)
     void = any(f.code == INCONSISTENT for f in verdict.findings)
-    if void:
-        # The self-normalized answer stays consistent under noisy log-probs; intervals from bounds do not.
-        method = "delta"
-    else:
-        method = "robust" if verdict.level == "unreliable" else "worst_case_tail"
+    # The self-normalized answer stays consistent under noisy log-probs; intervals from bounds do not.
+    method = "delta" if void else _headline(verdict)
     unusable = void and verdict.level == "unreliable"
     preference = (method, "delta", "jackknife") if method != "robust" else (method, "certified")
 
@@ -142,9 +139,7 @@ def make_policy_value(
     value = estimate(summary["value"], name="value")
     if estimator != "sn_tips":
         value = _value_of(chosen, diversity, diversity_weight, value, level)
-    groups = {
-        _label(group["key"], labels["group"]): estimate(group["utility"]) for group in summary["groups"]
-    }
+    groups = {_label(group["key"], labels["group"]): estimate(group["utility"]) for group in summary["groups"]}
     return PolicyValue(
         policy=summary["policy"],
         value=value,
@@ -161,6 +156,12 @@ def make_policy_value(
         headline_method=method,
         notes=_notes(summary, groups),
     )
+
+
+def _headline(verdict: Verdict) -> str:
+    """Name the interval that the verdict leaves standing."""
+    codes = {f.code for f in verdict.findings if f.severity != "info"}
+    return "robust" if verdict.level == "unreliable" or RARE_REWARD in codes else "worst_case_tail"
 
 
 def _with_assumptions(verdict: Verdict, bounds: RewardRange) -> Verdict:
@@ -200,9 +201,7 @@ def _why_missing(estimator: str) -> str:
     return "needs the columns baseline and baseline_mean/NAME for every policy"
 
 
-def _value_of(
-    utility: Estimate, diversity: Estimate | None, weight: float, value: Estimate, level: float
-) -> Estimate:
+def _value_of(utility: Estimate, diversity: Estimate | None, weight: float, value: Estimate, level: float) -> Estimate:
     """V with another estimator of U: the error is bounded without their covariance (theory 3, L1)."""
     if utility.value is None or diversity is None or diversity.value is None:
         return Estimate("value", utility.value, utility.standard_error, utility.interval, utility.intervals)
@@ -246,9 +245,7 @@ def _diversity(
         for name, key in (("entropy_plug_in", "plug_in"), ("entropy_mm", "miller_madow")):
             note = "check value: its error is that of the jackknife"
             measures[name] = Estimate(name, _finite(marginal[key]), unit="nats", note=note)
-        masses = {
-            _label(c["key"], labels): (c["target"], c["behavior"]) for c in marginal["clusters"]
-        }
+        masses = {_label(c["key"], labels): (c["target"], c["behavior"]) for c in marginal["clusters"]}
     sandwich = None
     if prompt is not None and prompt["sandwich"] is not None:
         sandwich = _interval(prompt["sandwich"], level, "sandwich")

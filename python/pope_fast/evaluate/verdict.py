@@ -13,7 +13,7 @@ from typing import Any
 from pope_fast.errors import PopeError
 from pope_fast.evaluate.findings import Finding, Verdict, VerdictLevel
 
-__all__ = ["DEFAULT_THRESHOLDS", "INCONSISTENT", "judge", "merge_thresholds"]
+__all__ = ["DEFAULT_THRESHOLDS", "INCONSISTENT", "RARE_REWARD", "judge", "merge_thresholds"]
 
 DEFAULT_THRESHOLDS: Mapping[str, float] = {
     "k_hat": 0.7,  # unreliable above: the mean of the weights converges too slowly
@@ -23,6 +23,7 @@ DEFAULT_THRESHOLDS: Mapping[str, float] = {
     "unreached_mass": 0.1,  # unreliable if the mean weight is significantly below 1 - this
     "missing_mass": 0.1,  # caution above: share of the policy beyond weights of sqrt(n)
     "max_weight_share": 0.1,  # caution above: one unit decides
+    "reward_ess": 50.0,  # caution below: the reward, or its absence, rests on that many units
     "unseen_mass": 0.1,  # caution above: weight in clusters that occur once
     "e_value": 20.0,  # inconsistent log-probs above: 1 / .05
     "mean_log_weight_z": 3.0,  # inconsistent log-probs above, in standard errors
@@ -32,6 +33,9 @@ DEFAULT_THRESHOLDS: Mapping[str, float] = {
 
 INCONSISTENT = "inconsistent_log_probs"
 """Code of the finding that makes bounded intervals void."""
+
+RARE_REWARD = "rare_reward"
+"""Code of the finding that makes intervals from a standard error too narrow."""
 
 
 def merge_thresholds(given: Mapping[str, float] | None) -> dict[str, float]:
@@ -152,15 +156,18 @@ def _cautions(summary: Mapping[str, Any], d: Mapping[str, Any], gates: Mapping[s
         found.append(Finding("missing_mass", "caution", message, d["missing_mass"], gates["missing_mass"]))
     if d["max_weight_share"] > gates["max_weight_share"]:
         message = f"one unit carries {d['max_weight_share']:.0%} of all weight"
-        found.append(
-            Finding("dominant_unit", "caution", message, d["max_weight_share"], gates["max_weight_share"])
+        found.append(Finding("dominant_unit", "caution", message, d["max_weight_share"], gates["max_weight_share"]))
+    reward_ess = d["reward_ess"]
+    if reward_ess is not None and reward_ess < gates["reward_ess"]:
+        message = (
+            f"the reward (or its absence) rests on {reward_ess:.0f} effective units: its error is not normal, "
+            "so the interval of U and V shown is the robust one"
         )
+        found.append(Finding(RARE_REWARD, "caution", message, reward_ess, gates["reward_ess"]))
     marginal = summary["marginal"]
     if summary["diversity_level"] == "marginal" and marginal["unseen_mass"] > gates["unseen_mass"]:
         message = f"{marginal['unseen_mass']:.0%} of the weight is in clusters that occur once: D is too low"
-        found.append(
-            Finding("unseen_clusters", "caution", message, marginal["unseen_mass"], gates["unseen_mass"])
-        )
+        found.append(Finding("unseen_clusters", "caution", message, marginal["unseen_mass"], gates["unseen_mass"]))
     target, logged = d["length_target"], d["length_behavior"]
     if target is not None and logged and target > 0:
         ratio = max(target / logged, logged / target)

@@ -41,9 +41,7 @@ def as_numpy(array: Array) -> NDArray[Any]:
         return np.concatenate([as_numpy(chunk) for chunk in array.chunks] or [np.empty(0)])
     if pa.types.is_boolean(array.type):
         return as_numpy(array.cast(pa.uint8())).astype(np.bool_)
-    letter = (
-        "f" if pa.types.is_floating(array.type) else "i" if pa.types.is_signed_integer(array.type) else "u"
-    )
+    letter = "f" if pa.types.is_floating(array.type) else "i" if pa.types.is_signed_integer(array.type) else "u"
     dtype = np.dtype(f"{letter}{array.type.bit_width // 8}")
     buffer = array.buffers()[1]
     if len(array) == 0 or buffer is None:
@@ -110,9 +108,7 @@ def numbers(array: Array, role: str, column: str, first_row: int) -> NDArray[np.
         return as_numpy(array).astype(np.float64)
     if pa.types.is_decimal(type_):
         return as_numpy(array.cast(pa.float64()))
-    raise SchemaError(
-        f"wrong type {type_}: numbers are needed", column=column, remedy="cast the column to numbers"
-    )
+    raise SchemaError(f"wrong type {type_}: numbers are needed", column=column, remedy="cast the column to numbers")
 
 
 def keys(
@@ -173,9 +169,7 @@ def keys(
     )
 
 
-def _dictionary_keys(
-    array: Array, role: str, column: str, first_row: int, labels: Labels | None
-) -> NDArray[np.int64]:
+def _dictionary_keys(array: Array, role: str, column: str, first_row: int, labels: Labels | None) -> NDArray[np.int64]:
     """Hash each distinct value once and spread the hashes over the rows."""
     values, indices = array.dictionary, array.indices
     if indices.null_count or values.null_count:
@@ -306,9 +300,7 @@ class TokenLists:
         return np.diff(self.offsets)
 
 
-def token_lists(
-    array: Array, role: str, column: str, first_row: int, *, allow_empty: bool = False
-) -> TokenLists:
+def token_lists(array: Array, role: str, column: str, first_row: int, *, allow_empty: bool = False) -> TokenLists:
     """Return a list column as offsets and values, without nulls, a view where it can be.
 
     Raises

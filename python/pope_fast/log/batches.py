@@ -348,9 +348,7 @@ class _Lists:
         return _core.sum_tokens(lists.offsets, values)
 
 
-def unit_keys(
-    batch: pa.RecordBatch, column: str | None, role: str, first_row: int
-) -> NDArray[np.int64] | None:
+def unit_keys(batch: pa.RecordBatch, column: str | None, role: str, first_row: int) -> NDArray[np.int64] | None:
     """Return the unit's key of each row, None if every row is its own unit."""
     if column is None:
         return None
@@ -392,9 +390,7 @@ def convert(
     targets = {name: logprob(source) for name, source in plan.targets.items()}
     aa = None if plan.aa is None else logprob(plan.aa)
     optional = {
-        role: number(plan.optional[role], role)
-        for role in ("count", "num_tokens", "baseline")
-        if role in plan.optional
+        role: number(plan.optional[role], role) for role in ("count", "num_tokens", "baseline") if role in plan.optional
     }
     if plan.num_tokens and "num_tokens" not in optional:
         lengths = _lengths(batch, plan, lists, first_row)

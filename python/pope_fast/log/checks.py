@@ -51,9 +51,7 @@ class FaultBook:
             return
         entry = self._by_row.setdefault((column, kind), _Entry(message, remedy))
         entry.count += int(rows.size)
-        entry.rows += (
-            rows[: _LISTED_ROWS - len(entry.rows)].tolist() if len(entry.rows) < _LISTED_ROWS else []
-        )
+        entry.rows += rows[: _LISTED_ROWS - len(entry.rows)].tolist() if len(entry.rows) < _LISTED_ROWS else []
 
     def __iter__(self) -> Iterator[Fault]:
         yield from self._general
@@ -122,9 +120,7 @@ def check_number(
         good = (values >= 0) & (values <= 1e12)
         fault("length", ~good, "token count {:g} is not a non-negative number", "log the number of tokens")
     else:
-        fault(
-            "finite", ~np.isfinite(values), "prediction {:g} is not finite", "predict again or drop the row"
-        )
+        fault("finite", ~np.isfinite(values), "prediction {:g} is not finite", "predict again or drop the row")
     return values
 
 
@@ -185,7 +181,5 @@ def _nulls(book: FaultBook, array: Array, role: str, column: str, first_row: int
 
 def _impossible(book: FaultBook, column: str, rows: NDArray[Any]) -> None:
     message = "log-prob -inf of a logged response under the policy that produced it"
-    remedy = (
-        "log the probabilities of the distribution that was sampled from (after top-p, top-k, temperature)"
-    )
+    remedy = "log the probabilities of the distribution that was sampled from (after top-p, top-k, temperature)"
     book.rows(column, "impossible", message, remedy, rows)

@@ -190,9 +190,7 @@ def resolve(
         if times > 1 and (name in roles.values() or _implied_role(name) is not None):
             what = "two policies of one name" if split_role(name)[1] is not None else "duplicate column"
             faults.append(
-                Fault(
-                    name, None, f"{what}: the log has {times} columns {name!r}", "rename or drop all but one"
-                )
+                Fault(name, None, f"{what}: the log has {times} columns {name!r}", "rename or drop all but one")
             )
     for role, actual in roles.items():
         fault = None if names.count(actual) != 1 else type_fault(role, actual, schema.field(actual).type)
@@ -226,9 +224,7 @@ def missing_column(role: str, names: Sequence[str], *, why: str = "") -> SchemaE
         remedy = f"name the column with columns={given} (--column ROLE=COLUMN)"
         if role == "prompt_id":
             remedy += ", or evaluate with unit='row'"
-    return SchemaError(
-        f"{message}; the log has: {', '.join(names) or 'no columns'}", column=role, remedy=remedy
-    )
+    return SchemaError(f"{message}; the log has: {', '.join(names) or 'no columns'}", column=role, remedy=remedy)
 
 
 def _implied_role(name: str) -> str | None:
@@ -250,9 +246,7 @@ def _explicit(names: Sequence[str], columns: Mapping[str, str], faults: list[Fau
         if policy == "" or kind_of(role) is None:
             close = difflib.get_close_matches(role, [*ROLE_KINDS, *POLICY_ROLE_KINDS], n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
-            faults.append(
-                Fault(actual, None, f"unknown role {role!r}", f"{hint}the roles are {', '.join(known)}")
-            )
+            faults.append(Fault(actual, None, f"unknown role {role!r}", f"{hint}the roles are {', '.join(known)}"))
         elif canonical in roles:
             faults.append(
                 Fault(actual, None, f"two policies of one name: {policy!r}", "give every policy its own name")
@@ -294,9 +288,7 @@ def _policies(
     if DEFAULT_POLICY not in mapped:
         for stem in ("target_logprob", "target_token_logprobs"):
             if stem in names and f"{stem}/{DEFAULT_POLICY}" in names:
-                message = (
-                    f"two policies of one name: {stem!r} and '{stem}/{DEFAULT_POLICY}' are both 'target'"
-                )
+                message = f"two policies of one name: {stem!r} and '{stem}/{DEFAULT_POLICY}' are both 'target'"
                 faults.append(Fault(stem, None, message, "rename one of the columns"))
     available = dict.fromkeys(
         policy
@@ -316,9 +308,7 @@ def _policies(
     )
     for name, actual in pairs:
         if name in chosen:
-            fault = Fault(
-                actual, None, f"two policies of one name: {name!r}", "give every policy its own name"
-            )
+            fault = Fault(actual, None, f"two policies of one name: {name!r}", "give every policy its own name")
             faults.append(fault)
             continue
         if not name:
@@ -445,9 +435,7 @@ def type_fault(role: str, actual: str, type_: DataType) -> Fault | None:
     remedy = f"cast the column to {_KIND_WORDS[kind]}"
     bare = bare_type(type_)
     if kind == "key" and pa.types.is_floating(bare):
-        remedy += (
-            " (integers that became floats on the way, as in pandas, have missing values: fill them first)"
-        )
+        remedy += " (integers that became floats on the way, as in pandas, have missing values: fill them first)"
     return Fault(actual, None, f"wrong type {type_}{as_role}: {_KIND_WORDS[kind]} are needed", remedy)
 
 
@@ -464,19 +452,12 @@ def preferred_type(role: str | None, type_: DataType) -> DataType:
     if kind in ("key", "text") and pa.types.is_null(bare):
         return pa.string()
     if kind == "tokens" and (pa.types.is_null(bare) or is_list_type(bare)):
-        numeric = (
-            pa.types.is_null(bare) or is_number_type(bare.value_type) or pa.types.is_null(bare.value_type)
-        )
+        numeric = pa.types.is_null(bare) or is_number_type(bare.value_type) or pa.types.is_null(bare.value_type)
         return pa.list_(pa.float64()) if numeric else type_
-    if kind == "ids" and (
-        pa.types.is_null(bare) or (is_list_type(bare) and pa.types.is_null(bare.value_type))
-    ):
+    if kind == "ids" and (pa.types.is_null(bare) or (is_list_type(bare) and pa.types.is_null(bare.value_type))):
         return pa.list_(pa.int64())
     if role == "sampling" and pa.types.is_struct(bare):
         return pa.struct(
-            [
-                f.with_type(pa.float64()) if is_number_type(f.type) or pa.types.is_null(f.type) else f
-                for f in bare
-            ]
+            [f.with_type(pa.float64()) if is_number_type(f.type) or pa.types.is_null(f.type) else f for f in bare]
         )
     return type_

@@ -60,9 +60,7 @@ class CsvSource(Source):
             fields.setdefault(name, type_)
         return pa.schema(list(fields.items()))
 
-    def _open(
-        self, file: LogFile, stream: Any, types: Mapping[str, DataType], columns: Sequence[str] | None
-    ) -> Any:
+    def _open(self, file: LogFile, stream: Any, types: Mapping[str, DataType], columns: Sequence[str] | None) -> Any:
         from pyarrow import csv as arrow_csv
 
         try:

@@ -143,9 +143,7 @@ class FeedbackLog:
         """Return a cheap digest of the log: it changes when sizes, times or the schema do."""
         return self.reader.fingerprint()
 
-    def record_batches(
-        self, columns: Sequence[str], batch_rows: int = BATCH_ROWS
-    ) -> Iterator[pa.RecordBatch]:
+    def record_batches(self, columns: Sequence[str], batch_rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
         """Yield the given columns as they are, in the log's order, at most ``batch_rows`` rows at a time."""
         for name in columns:
             if name not in self.schema.names:
@@ -292,9 +290,7 @@ class FeedbackLog:
         place = None if error.row is None else self.reader.locate(error.row)
         if place is None:
             return error
-        return SchemaError(
-            f"{error.message} ({place})", column=error.column, row=error.row, remedy=error.remedy
-        )
+        return SchemaError(f"{error.message} ({place})", column=error.column, row=error.row, remedy=error.remedy)
 
     @contextmanager
     def _locating(self) -> Iterator[None]:
@@ -314,9 +310,7 @@ class FeedbackLog:
         rows = self._converted(plan, unit, batch_rows, meter, watch=not scattered)
         if scattered:
             self._warn_scattered(plan)
-            rows = gather(
-                rows, memory_limit=self._memory_limit, temp_dir=self._temp_dir, batch_rows=batch_rows
-            )
+            rows = gather(rows, memory_limit=self._memory_limit, temp_dir=self._temp_dir, batch_rows=batch_rows)
         ahead = read_ahead(rows)
         try:
             for batch in ahead:
@@ -327,9 +321,7 @@ class FeedbackLog:
             ahead.close()  # type: ignore[attr-defined]
             meter.stop()
 
-    def _converted(
-        self, plan: Plan, unit: str, batch_rows: int, meter: Meter, *, watch: bool
-    ) -> Iterator[LogBatch]:
+    def _converted(self, plan: Plan, unit: str, batch_rows: int, meter: Meter, *, watch: bool) -> Iterator[LogBatch]:
         """Convert batch after batch on the reading thread, watching for units that come back."""
         sampling = SamplingCheck(self.schema, self.columns)
         columns = list(dict.fromkeys([*plan.columns(), *sampling.columns]))

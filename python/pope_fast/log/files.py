@@ -207,9 +207,7 @@ def _expand(path: str, filesystem: FileSystem | None, format: str | None) -> lis
     if _MAGIC.search(path) is None:
         raise PopeError(f"no such file or folder: {path}")
     root = _MAGIC.split(path, maxsplit=1)[0].rpartition("/")[0]
-    names = [
-        name for name in _glob(path, root, filesystem) if format is not None or _format_of(name) is not None
-    ]
+    names = [name for name in _glob(path, root, filesystem) if format is not None or _format_of(name) is not None]
     if not names:
         raise PopeError(f"no Parquet, JSONL or CSV file matches {path}")
     return [_log_file(name, _hive(name, root), format, filesystem) for name in names]
@@ -248,9 +246,7 @@ def _glob(pattern: str, root: str, filesystem: FileSystem | None) -> list[str]:
     if filesystem is None:
         import glob
 
-        names = (
-            Path(name).as_posix() for name in glob.iglob(pattern, recursive=True) if os.path.isfile(name)
-        )
+        names = (Path(name).as_posix() for name in glob.iglob(pattern, recursive=True) if os.path.isfile(name))
         # Hive partitions are read off the path below the fixed part of the pattern.
         return sorted(name for name in names if _visible(name, Path(root).as_posix() if root else ""))
     matcher = re.compile(_translate(pattern))

@@ -61,13 +61,9 @@ class JsonLinesSource(Source):
                 for name, type_ in zip(table.schema.names, table.schema.types, strict=True)
             ]
             present = {name for name, _ in fields}
-            fields += [
-                (name, type_) for name, type_ in self.files.partition_types.items() if name not in present
-            ]
+            fields += [(name, type_) for name, type_ in self.files.partition_types.items() if name not in present]
             return pa.schema(fields)
-        raise SchemaError(
-            "the log is empty", remedy=f"check that {self.description} is the file that you mean"
-        )
+        raise SchemaError("the log is empty", remedy=f"check that {self.description} is the file that you mean")
 
     def refine(self, types: Mapping[str, DataType]) -> None:
         """Take note of the types that the roles need."""
@@ -216,9 +212,7 @@ def _python_parse(block: _Block, file: LogFile, schema: pa.Schema | None) -> pa.
     return pa.Table.from_arrays(arrays, names=[name for name, _ in fields])
 
 
-def _column(
-    values: list[Any], type_: DataType | None, name: str, file: LogFile, numbers: Sequence[int]
-) -> Array:
+def _column(values: list[Any], type_: DataType | None, name: str, file: LogFile, numbers: Sequence[int]) -> Array:
     try:
         if type_ is not None and pa.types.is_integer(type_):
             # Arrow would cut 2.5 to 2 here.

@@ -108,9 +108,7 @@ def open_log(
     progress: bool | None = None,
 ) -> FeedbackLog:
     """Open a log as :func:`read_log` does, but keep the schema's faults instead of raising the first."""
-    opened = open_source(
-        source, format=format, filesystem=filesystem, memory_limit=memory_limit, temp_dir=temp_dir
-    )
+    opened = open_source(source, format=format, filesystem=filesystem, memory_limit=memory_limit, temp_dir=temp_dir)
     declared = None if reward_range is None else declared_range(reward_range)
     if memory_limit <= 0:
         raise PopeError(f"memory_limit must be positive, not {memory_limit}")

@@ -51,9 +51,7 @@ def declared_range(reward_range: tuple[float, float]) -> RewardRange:
     except (TypeError, ValueError) as error:
         raise PopeError(f"reward_range must be two numbers, not {reward_range!r}") from error
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise PopeError(
-            f"reward_range must be two finite numbers, the smaller first, not ({low:g}, {high:g})"
-        )
+        raise PopeError(f"reward_range must be two finite numbers, the smaller first, not ({low:g}, {high:g})")
     return RewardRange(low, high, "declared")
 
 

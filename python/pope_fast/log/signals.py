@@ -115,9 +115,7 @@ class SamplingCheck:
         low, high = self._low.get("temperature", 1.0), self._high.get("temperature", 1.0)
         if low != 1 or high != 1:
             value = f"{low:g}" if low == high else f"{low:g} to {high:g}"
-            said.append(
-                f"responses were sampled at temperature {value}: the behavior log-probs must be taken at it"
-            )
+            said.append(f"responses were sampled at temperature {value}: the behavior log-probs must be taken at it")
         return said
 
 

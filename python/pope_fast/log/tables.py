@@ -53,9 +53,7 @@ class StreamSource(Source):
     The first pass over it needs the whole stream, because a second may ask for other columns.
     """
 
-    def __init__(
-        self, reader: pa.RecordBatchReader, description: str, memory: int, temp_dir: str | None
-    ) -> None:
+    def __init__(self, reader: pa.RecordBatchReader, description: str, memory: int, temp_dir: str | None) -> None:
         self.description = description
         self.schema = reader.schema
         self._reader: pa.RecordBatchReader | None = reader

@@ -139,9 +139,7 @@ class ValidationReport:
             "policies": list(self.policies),
             "n_rows": self.n_rows,
             "n_prompts": self.n_prompts,
-            "responses_per_prompt": None
-            if self.responses_per_prompt is None
-            else dict(self.responses_per_prompt),
+            "responses_per_prompt": None if self.responses_per_prompt is None else dict(self.responses_per_prompt),
             "n_clusters": self.n_clusters,
             "n_groups": self.n_groups,
             "scattered": self.scattered,

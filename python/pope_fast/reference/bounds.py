@@ -54,9 +54,7 @@ def tilted_jensen_lower(target: npt.ArrayLike, behavior: npt.ArrayLike, reward: 
     return m2 * math.exp(mean_log_w) - float(np.sum(p * r)) ** 2
 
 
-def event_lower(
-    target: npt.ArrayLike, behavior: npt.ArrayLike, reward: npt.ArrayLike, event: npt.ArrayLike
-) -> float:
+def event_lower(target: npt.ArrayLike, behavior: npt.ArrayLike, reward: npt.ArrayLike, event: npt.ArrayLike) -> float:
     """L3: ``n Var(IPS) >= sum_B (E_pi r 1_B)^2 / pi0(B) - U^2`` over a partition (Cauchy-Schwarz)."""
     p, q, r = (np.asarray(x, dtype=np.float64) for x in (target, behavior, reward))
     label = np.asarray(event)

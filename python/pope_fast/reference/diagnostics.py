@@ -13,9 +13,7 @@ from pope_fast.reference.units import counts_or_ones, unit_means
 from pope_fast.reference.weights import importance_weights, shifted_weights, truncate, truncation_level
 
 
-def effective_sample_size(
-    logw: npt.ArrayLike, unit: npt.ArrayLike, count: npt.ArrayLike | None = None
-) -> float:
+def effective_sample_size(logw: npt.ArrayLike, unit: npt.ArrayLike, count: npt.ArrayLike | None = None) -> float:
     """Kish's effective number of units, ``(sum A)^2 / sum A^2``."""
     a = unit_means(shifted_weights(logw), unit, count)
     return float(a.sum() ** 2 / np.sum(a**2))
@@ -35,9 +33,7 @@ def max_weight_share(logw: npt.ArrayLike, unit: npt.ArrayLike, count: npt.ArrayL
     return float(a.max() / a.sum())
 
 
-def mean_weight(
-    logw: npt.ArrayLike, unit: npt.ArrayLike, count: npt.ArrayLike | None = None
-) -> PointEstimate:
+def mean_weight(logw: npt.ArrayLike, unit: npt.ArrayLike, count: npt.ArrayLike | None = None) -> PointEstimate:
     """Mean weight: 1 in expectation with common support and exact log-probabilities."""
     a = unit_means(importance_weights(logw), unit, count)
     return PointEstimate(float(a.mean()), a - a.mean())
@@ -66,9 +62,7 @@ def kl_target_behavior(logw: npt.ArrayLike, unit: npt.ArrayLike, count: npt.Arra
     return float(unit_means(product, unit, count).sum() / unit_means(w, unit, count).sum())
 
 
-def mean_log_weight(
-    logw: npt.ArrayLike, unit: npt.ArrayLike, count: npt.ArrayLike | None = None
-) -> PointEstimate:
+def mean_log_weight(logw: npt.ArrayLike, unit: npt.ArrayLike, count: npt.ArrayLike | None = None) -> PointEstimate:
     """Mean log-weight over units; never positive in expectation.  Its negative estimates KL(pi0 || pi)."""
     x = unit_means(logw, unit, count)
     mean = float(x.mean())

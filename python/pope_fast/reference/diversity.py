@@ -78,8 +78,7 @@ def zeta_unit_kernel(w: npt.ArrayLike, cluster: npt.ArrayLike, order: int, form:
         moments = [collision_moment(weight, label, s + 1) for s in range(order + 1)]
         return sum(float((-1) ** s * comb(order, s)) * moment for s, moment in enumerate(moments))
     total = sum(
-        weight[label == c].sum() * elementary_symmetric_recursive(weight[label != c], order)
-        for c in np.unique(label)
+        weight[label == c].sum() * elementary_symmetric_recursive(weight[label != c], order) for c in np.unique(label)
     )
     return float(total) / (k * comb(k - 1, order))
 
@@ -181,9 +180,7 @@ def within_prompt(
     return WithinPrompt(zeta, influence, used, form)
 
 
-def _linear(
-    family: WithinPrompt, coefficients: npt.ArrayLike, smallest: float, largest: float
-) -> PointEstimate:
+def _linear(family: WithinPrompt, coefficients: npt.ArrayLike, smallest: float, largest: float) -> PointEstimate:
     c = np.asarray(coefficients, dtype=np.float64)
     value = float(family.zeta[: len(c)] @ c)
     if family.form == "control":

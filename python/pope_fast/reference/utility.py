@@ -26,9 +26,7 @@ def _ratio(numerator: FloatArray, denominator: FloatArray) -> PointEstimate:
     return PointEstimate(value, (numerator - value * denominator) / np.mean(denominator))
 
 
-def _numerator(
-    w: FloatArray, reward: npt.ArrayLike, unit: npt.ArrayLike, m: npt.ArrayLike | None
-) -> FloatArray:
+def _numerator(w: FloatArray, reward: npt.ArrayLike, unit: npt.ArrayLike, m: npt.ArrayLike | None) -> FloatArray:
     return unit_means(w * np.asarray(reward, dtype=np.float64), unit, m)
 
 
@@ -37,9 +35,7 @@ def rescale(reward: npt.ArrayLike, low: float, high: float) -> FloatArray:
     return (np.asarray(reward, dtype=np.float64) - low) / (high - low)
 
 
-def behavior_mean(
-    reward: npt.ArrayLike, unit: npt.ArrayLike, count: npt.ArrayLike | None = None
-) -> PointEstimate:
+def behavior_mean(reward: npt.ArrayLike, unit: npt.ArrayLike, count: npt.ArrayLike | None = None) -> PointEstimate:
     """Mean reward of the log: the value of the behavior policy."""
     return _average(unit_means(reward, unit, count))
 

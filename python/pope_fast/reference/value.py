@@ -35,14 +35,10 @@ def spread(influence: npt.ArrayLike, used: npt.ArrayLike) -> FloatArray:
 
 def pluralistic_value(utility: PointEstimate, diversity: PointEstimate, weight: float) -> PointEstimate:
     """``V = U + lambda D`` from estimates over the same units."""
-    return PointEstimate(
-        utility.value + weight * diversity.value, utility.influence + weight * diversity.influence
-    )
+    return PointEstimate(utility.value + weight * diversity.value, utility.influence + weight * diversity.influence)
 
 
-def variance_decomposition(
-    utility: PointEstimate, diversity: PointEstimate, weight: float
-) -> VarianceDecomposition:
+def variance_decomposition(utility: PointEstimate, diversity: PointEstimate, weight: float) -> VarianceDecomposition:
     """Var V = Var U + lambda^2 Var D + 2 lambda Cov, with L1: ``(sd U -+ lambda sd D)^2``."""
     n = len(utility.influence)
     cov = float(np.sum(utility.influence * diversity.influence)) / (n * (n - 1))

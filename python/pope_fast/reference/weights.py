@@ -60,9 +60,7 @@ def sum_tokens(offsets: npt.ArrayLike, values: npt.ArrayLike) -> FloatArray:
     return np.array([tokens[a:b].sum() for a, b in pairwise(edges.tolist())], dtype=np.float64)
 
 
-def token_sums(
-    offsets: npt.ArrayLike, target: npt.ArrayLike, behavior: npt.ArrayLike, clip: float
-) -> TokenSums:
+def token_sums(offsets: npt.ArrayLike, target: npt.ArrayLike, behavior: npt.ArrayLike, clip: float) -> TokenSums:
     """Sequence log-ratio, its mean per token, and the sum of token log-ratios clipped to ``[-clip, clip]``.
 
     Only the first is the log-weight of the target policy.  The mean over tokens belongs to a geometric

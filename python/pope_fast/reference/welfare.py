@@ -43,9 +43,7 @@ def group_utilities(
     return result
 
 
-def _gradient_step(
-    groups: Mapping[int, PointEstimate], value: float, gradient: npt.ArrayLike
-) -> PointEstimate:
+def _gradient_step(groups: Mapping[int, PointEstimate], value: float, gradient: npt.ArrayLike) -> PointEstimate:
     phi = np.stack([estimate.influence for estimate in groups.values()], axis=1)
     return PointEstimate(value, phi @ np.asarray(gradient, dtype=np.float64))
 

@@ -60,14 +60,9 @@ def interval_chart(
         marks.append(f'<circle class="dot" cx="{scale.x(estimate.value)}" cy="{middle}" r="5"/>')
     if truth is not None:
         # A nested picture, because a path knows no percentages.
-        marks.append(
-            f'<svg x="{scale.x(truth)}" overflow="visible"><path class="truth" d="M0 5l4 -5h-8z"/></svg>'
-        )
+        marks.append(f'<svg x="{scale.x(truth)}" overflow="visible"><path class="truth" d="M0 5l4 -5h-8z"/></svg>')
         spoken += f", truth {figure(truth)}"
-    return (
-        f'<svg class="chart" height="{HEIGHT}" role="img">'
-        f"<title>{_text(spoken)}</title>{''.join(marks)}</svg>"
-    )
+    return f'<svg class="chart" height="{HEIGHT}" role="img"><title>{_text(spoken)}</title>{"".join(marks)}</svg>'
 
 
 def _text(text: str) -> str:

@@ -25,9 +25,7 @@ MAX_CLUSTERS = 12
 """Clusters drawn per policy; JSON has the first hundred."""
 
 
-def render_page(
-    evaluation: Evaluation, *, truth: Mapping[str, Any] | None = None, title: str = "pope_fast"
-) -> str:
+def render_page(evaluation: Evaluation, *, truth: Mapping[str, Any] | None = None, title: str = "pope_fast") -> str:
     """Give a whole page, with nothing to load from elsewhere.
 
     Parameters
@@ -53,14 +51,8 @@ def render_fragment(evaluation: Evaluation, *, truth: Mapping[str, Any] | None =
     scales = {
         key: Scale.around(
             [estimate for policy in evaluation.values() if (estimate := _headline(policy, key)) is not None],
-            extra=[
-                known for p in evaluation.values() if (known := words.truth_of(truth, p).get(key)) is not None
-            ]
-            + (
-                [evaluation.behavior.value]
-                if key == "utility" and evaluation.behavior.value is not None
-                else []
-            ),
+            extra=[known for p in evaluation.values() if (known := words.truth_of(truth, p).get(key)) is not None]
+            + ([evaluation.behavior.value] if key == "utility" and evaluation.behavior.value is not None else []),
         )
         for key in ("value", "utility", "diversity")
     }
@@ -161,9 +153,7 @@ def _truth_cell(known: float | None, estimate: Estimate, level: str) -> str:
     if interval is None:
         return f'<td class="num known">{text}</td>'
     inside = interval.contains(known)
-    return (
-        f'<td class="num known {"in" if inside else "out"}">{text} {"inside" if inside else "outside"}</td>'
-    )
+    return f'<td class="num known {"in" if inside else "out"}">{text} {"inside" if inside else "outside"}</td>'
 
 
 def _verdict(policy: PolicyValue, shared: Sequence[str]) -> str:
@@ -202,8 +192,7 @@ def _groups(policy: PolicyValue) -> str:
 def _details(policy: PolicyValue) -> str:
     utility = [(words.label(name), estimate) for name, estimate in policy.utility_estimators.items()]
     intervals = [
-        (words.label(method), _span_or_not(interval, policy))
-        for method, interval in policy.utility.intervals.items()
+        (words.label(method), _span_or_not(interval, policy)) for method, interval in policy.utility.intervals.items()
     ]
     blocks = [
         "<h3>Utility by every estimator</h3>" + _estimate_table(utility, "estimator", policy.verdict.level)
@@ -227,17 +216,11 @@ def _span_or_not(interval: Interval | None, policy: PolicyValue) -> str:
 def _facts_table(facts: Sequence[tuple[str, str]]) -> str:
     half = (len(facts) + 1) // 2
     tables = (
-        "".join(
-            f'<tr><td class="soft">{escape(k)}</td><td class="num">{escape(v)}</td></tr>' for k, v in part
-        )
+        "".join(f'<tr><td class="soft">{escape(k)}</td><td class="num">{escape(v)}</td></tr>' for k, v in part)
         for part in (facts[:half], facts[half:])
         if part
     )
-    return (
-        '<div class="columns">'
-        + "".join(f"<table><tbody>{rows}</tbody></table>" for rows in tables)
-        + "</div>"
-    )
+    return '<div class="columns">' + "".join(f"<table><tbody>{rows}</tbody></table>" for rows in tables) + "</div>"
 
 
 def _diagnostics(policy: PolicyValue) -> list[tuple[str, str]]:
@@ -278,12 +261,8 @@ def _diversity(detail: DiversitySummary | None, level: str) -> str:
     table = _estimate_table(((words.label(name), e) for name, e in detail.measures.items()), "measure", level)
     sandwich = ""
     if detail.sandwich is not None:
-        sandwich = (
-            f"<p>Shannon entropy within prompts lies in {escape(words.span(detail.sandwich))} nats.</p>"
-        )
-    unseen = (
-        f"<p>Unseen mass: {words.percent(detail.unseen_mass)}.</p>" if detail.unseen_mass is not None else ""
-    )
+        sandwich = f"<p>Shannon entropy within prompts lies in {escape(words.span(detail.sandwich))} nats.</p>"
+    unseen = f"<p>Unseen mass: {words.percent(detail.unseen_mass)}.</p>" if detail.unseen_mass is not None else ""
     rule = escape(detail.rule.rstrip("."))
     return f'<h3>Diversity</h3><p class="soft">{rule}.</p>' + table + sandwich + unseen + _clusters(detail)
 
@@ -354,11 +333,7 @@ def _difference_rows(difference: Difference, evaluation: Evaluation) -> str:
         f'<td class="num">{_point(estimate, level)}</td>{_interval_cells(estimate, level)}</tr>'
         for i, (letter, estimate) in enumerate(estimates)
     )
-    note = (
-        f'<tr><td></td><td class="why" colspan="4">{escape(difference.note)}</td></tr>'
-        if difference.note
-        else ""
-    )
+    note = f'<tr><td></td><td class="why" colspan="4">{escape(difference.note)}</td></tr>' if difference.note else ""
     return rows + note
 
 

@@ -65,9 +65,7 @@ def harness_results(evaluation: Evaluation) -> dict[str, Any]:
         "configs": {name: {"task": name, **settings} for name in evaluation},
         "versions": versions,
         "n-shot": dict.fromkeys(evaluation, 0),
-        "higher_is_better": {
-            name: {"utility": True, "diversity": True, "value": True} for name in evaluation
-        },
+        "higher_is_better": {name: {"utility": True, "diversity": True, "value": True} for name in evaluation},
         "n-samples": {
             name: {"original": policy.diagnostics.n_rows, "effective": to_plain(policy.diagnostics.ess)}
             for name, policy in evaluation.items()
@@ -99,9 +97,7 @@ def load_truth(path: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise PopeError(f"the truth file {path} is not JSON: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("policies"), dict):
-        raise PopeError(
-            f"the truth file {path} has no 'policies'; 'pope simulate' writes one beside each log"
-        )
+        raise PopeError(f"the truth file {path} has no 'policies'; 'pope simulate' writes one beside each log")
     return content
 
 

@@ -43,9 +43,7 @@ def render_text(
     compare, ascii_only
         As in :func:`render`.
     """
-    console = Console(
-        file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False
-    )
+    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, legacy_windows=False)
     with console.capture() as capture:
         console.print(render(evaluation, width=width, truth=truth, compare=compare, ascii_only=ascii_only))
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
@@ -86,9 +84,7 @@ def render(
     if compare is None and len(evaluation) <= 3:
         compare = list(combinations(evaluation, 2))
     if compare:
-        parts.append(
-            _difference_table([evaluation.compare(a, b) for a, b in compare], evaluation, marks, lines)
-        )
+        parts.append(_difference_table([evaluation.compare(a, b) for a, b in compare], evaluation, marks, lines))
     if any(policy.groups for policy in evaluation.values()):
         parts.append(_group_table(evaluation, marks, lines, width))
     parts.extend(Text(f"note: {note}", style="dim") for note in shared)
@@ -159,9 +155,7 @@ def _estimate_cells(
     doubtful = estimate.available and level != "reliable"
     value = Text(words.point(estimate))
     if doubtful:
-        value = Text(f"{marks[level]} ", style=STYLES[level]) + Text(
-            words.point(estimate), style=STYLES[level]
-        )
+        value = Text(f"{marks[level]} ", style=STYLES[level]) + Text(words.point(estimate), style=STYLES[level])
     if level == "unreliable":
         value.stylize("dim")
     strong = "bold" if bold else ""
@@ -209,9 +203,7 @@ def _bullet(sign: str, text: str, style: str = "") -> RenderableType:
 def _difference_table(
     differences: Sequence[Difference], evaluation: Evaluation, marks: Mapping[str, str], lines: box.Box
 ) -> RenderableType:
-    table = Table(
-        box=lines, pad_edge=False, title="paired differences on the same units", title_justify="left"
-    )
+    table = Table(box=lines, pad_edge=False, title="paired differences on the same units", title_justify="left")
     table.title_style = "dim"
     table.add_column("a - b")
     table.add_column("quantity", no_wrap=True)
@@ -237,9 +229,7 @@ def _difference_table(
     return Group(table, *notes, Text()) if notes else table
 
 
-def _group_table(
-    evaluation: Evaluation, marks: Mapping[str, str], lines: box.Box, width: int
-) -> RenderableType:
+def _group_table(evaluation: Evaluation, marks: Mapping[str, str], lines: box.Box, width: int) -> RenderableType:
     shown = list(evaluation.values())
     fitting = max(1, (width - 18) // 28)
     blocks: list[RenderableType] = []

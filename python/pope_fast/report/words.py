@@ -127,9 +127,7 @@ def interval_or_reason(estimate: Estimate, level: str) -> str:
         return span(interval, decimals_for(estimate))
     if not estimate.available:
         return f"not available: {estimate.note or 'it could not be computed'}"
-    usual = (
-        "no interval holds without overlap" if level == "unreliable" else "no valid interval could be formed"
-    )
+    usual = "no interval holds without overlap" if level == "unreliable" else "no valid interval could be formed"
     return f"none: {estimate.note or usual}"
 
 
@@ -167,9 +165,7 @@ def subtitle(evaluation: Evaluation) -> tuple[str, ...]:
     size = []
     if first is not None:
         d = first.diagnostics
-        units = {"prompt": "prompts", "row": "independent draws"}.get(
-            settings.unit, f"units of {settings.unit!r}"
-        )
+        units = {"prompt": "prompts", "row": "independent draws"}.get(settings.unit, f"units of {settings.unit!r}")
         size = [f"{d.n_rows:,} rows", f"{d.n_units:,} {units}"]
     bounds = settings.reward_range
     return (

@@ -116,9 +116,7 @@ def clusters(
         (``mips_variance``).
     """
     check_draws(prompts, responses, seed)
-    world = cluster_world(
-        prompt_types=prompt_types, n_clusters=n_clusters, policies=policies, world_seed=world_seed
-    )
+    world = cluster_world(prompt_types=prompt_types, n_clusters=n_clusters, policies=policies, world_seed=world_seed)
     rng = np.random.default_rng([seed, 14])
     draws = world.draw(rng, prompts, responses)
     z = rng.normal(size=prompts * responses)
@@ -147,8 +145,7 @@ def clusters(
         },
         "reward_range": [0, 1],
         "policies": {
-            name: _truth(world, world.targets[name], policy.within, responses)
-            for name, policy in policies.items()
+            name: _truth(world, world.targets[name], policy.within, responses) for name, policy in policies.items()
         },
         "behavior": _truth(world, world.behavior, 0.0, responses, variances=False),
     }

@@ -123,8 +123,7 @@ def no_support(
         },
         "reward_range": [0, 1],
         "policies": {
-            name: _policy_truth(policy, intercept, slope, off_reward, responses)
-            for name, policy in policies.items()
+            name: _policy_truth(policy, intercept, slope, off_reward, responses) for name, policy in policies.items()
         },
         "behavior": _policy_truth(PartlySupported(0.0, 0.0), intercept, slope, off_reward, responses),
     }

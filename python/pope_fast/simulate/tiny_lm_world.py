@@ -73,9 +73,7 @@ def tiny_lm_world(
     """
     check_size(vocabulary=vocabulary, length=length, prompt_types=prompt_types)
     if vocabulary**length > MAX_SEQUENCES:
-        raise PopeError(
-            f"{vocabulary}^{length} sequences are more than the {MAX_SEQUENCES} that are enumerated"
-        )
+        raise PopeError(f"{vocabulary}^{length} sequences are more than the {MAX_SEQUENCES} that are enumerated")
     rng = np.random.default_rng([world_seed, 3])
     sequences = all_sequences(vocabulary, length)
     shapes = [(prompt_types, vocabulary**t, vocabulary) for t in range(length)]

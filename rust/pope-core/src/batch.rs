@@ -187,7 +187,12 @@ pub fn load_target(column: Floats<'_>, name: &str, start: usize, out: &mut [f64]
 
 fn logprob_fault(column: &str, row: usize, x: f64) -> Error {
     if x.is_nan() {
-        return fault(column, row, "log-probability is NaN".into(), "score the response again, or drop the row yourself");
+        return fault(
+            column,
+            row,
+            "log-probability is NaN".into(),
+            "score the response again, or drop the row yourself",
+        );
     }
     if x == f64::NEG_INFINITY {
         return fault(
@@ -199,7 +204,12 @@ fn logprob_fault(column: &str, row: usize, x: f64) -> Error {
     }
     if x < 0.0 {
         let problem = format!("log-probability {x} is below {LOGPROB_FLOOR:e} nats, which looks like a mask value");
-        return fault(column, row, problem, "write -inf for an impossible response under a target policy, else score it again");
+        return fault(
+            column,
+            row,
+            problem,
+            "write -inf for an impossible response under a target policy, else score it again",
+        );
     }
     let problem = format!("log-probability {x} is above 0, so its probability is above 1");
     fault(column, row, problem, "pass natural logarithms of probabilities (not probabilities, losses or logits)")
@@ -208,14 +218,19 @@ fn logprob_fault(column: &str, row: usize, x: f64) -> Error {
 /// Load rewards, rescaled from `[low, high]` to [0, 1].
 pub fn load_reward(column: Floats<'_>, (low, high): (f64, f64), start: usize, out: &mut [f64]) -> Result<()> {
     if !column.load(start, low, high, out) {
-        first_bad(out, start, |x| !(x >= low) || x > high, |row, x| {
-            if x.is_finite() {
-                let problem = format!("reward {x} is outside the reward range [{low}, {high}]");
-                fault("reward", row, problem, "declare a reward_range that holds all possible rewards")
-            } else {
-                fault("reward", row, format!("reward is {x}"), "drop the row yourself or log a finite reward")
-            }
-        })?;
+        first_bad(
+            out,
+            start,
+            |x| !(x >= low) || x > high,
+            |row, x| {
+                if x.is_finite() {
+                    let problem = format!("reward {x} is outside the reward range [{low}, {high}]");
+                    fault("reward", row, problem, "declare a reward_range that holds all possible rewards")
+                } else {
+                    fault("reward", row, format!("reward is {x}"), "drop the row yourself or log a finite reward")
+                }
+            },
+        )?;
     }
     let span = high - low;
     if (low, high) != (0.0, 1.0) {
@@ -231,25 +246,48 @@ pub fn load_finite(column: Floats<'_>, name: &str, start: usize, out: &mut [f64]
     if column.load(start, f64::MIN, f64::MAX, out) {
         return Ok(());
     }
-    first_bad(out, start, |x| !x.is_finite(), |row, x| {
-        fault(name, row, format!("{name} is {x}"), "drop the row yourself or log a finite value")
-    })
+    first_bad(
+        out,
+        start,
+        |x| !x.is_finite(),
+        |row, x| fault(name, row, format!("{name} is {x}"), "drop the row yourself or log a finite value"),
+    )
 }
 
 /// Load multiplicities.
 pub fn load_count(column: &[f64], start: usize, out: &mut [f64]) -> Result<()> {
     let good = |x: f64| (1.0..=9e15).contains(&x) && x.fract() == 0.0;
     out.copy_from_slice(&column[start..start + out.len()]);
-    first_bad(out, start, |x| !good(x), |row, x| {
-        fault("count", row, format!("count {x} is not a positive whole number"), "drop rows that stand for no draw; round counts")
-    })
+    first_bad(
+        out,
+        start,
+        |x| !good(x),
+        |row, x| {
+            fault(
+                "count",
+                row,
+                format!("count {x} is not a positive whole number"),
+                "drop rows that stand for no draw; round counts",
+            )
+        },
+    )
 }
 
 /// Check token counts.
 pub fn check_tokens(column: &[f64], start: usize) -> Result<()> {
-    first_bad(column, start, |x| !(0.0..=1e12).contains(&x), |row, x| {
-        fault("num_tokens", row, format!("token count {x} is not a non-negative number"), "log the number of tokens of the completion")
-    })
+    first_bad(
+        column,
+        start,
+        |x| !(0.0..=1e12).contains(&x),
+        |row, x| {
+            fault(
+                "num_tokens",
+                row,
+                format!("token count {x} is not a non-negative number"),
+                "log the number of tokens of the completion",
+            )
+        },
+    )
 }
 
 /// Load reward predictions, rescaled like rewards.
@@ -258,10 +296,18 @@ pub fn load_baseline(column: &[f64], name: &str, (low, high): (f64, f64), start:
     for (o, &x) in out.iter_mut().zip(&column[start..]) {
         *o = (x - low) / span;
     }
-    first_bad(out, start, |x| !(x.abs() <= BASELINE_REACH), |row, x| {
-        let problem = format!("prediction {} is not finite or lies more than {BASELINE_REACH} reward ranges away", x * span + low);
-        fault(name, row, problem, "predict rewards on the scale of the reward column")
-    })
+    first_bad(
+        out,
+        start,
+        |x| !(x.abs() <= BASELINE_REACH),
+        |row, x| {
+            let problem = format!(
+                "prediction {} is not finite or lies more than {BASELINE_REACH} reward ranges away",
+                x * span + low
+            );
+            fault(name, row, problem, "predict rewards on the scale of the reward column")
+        },
+    )
 }
 
 multiversion! {

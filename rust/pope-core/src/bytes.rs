@@ -438,7 +438,8 @@ mod tests {
         let unit: Vec<i64> = (0..n as i64).map(|i| i / 3).collect();
         let cluster: Vec<i64> = (0..n as i64).map(|i| (i * 7) % 5 - 2).collect();
         let group: Vec<i64> = (0..n as i64).map(|i| 1000 + i % 2).collect();
-        let (b, near, far) = (column(&|_| -9.0), column(&|i| -9.0 + (i * 0.7).sin()), column(&|i| -9.0 + 8.0 * (i * 1.3).sin()));
+        let (b, near, far) =
+            (column(&|_| -9.0), column(&|i| -9.0 + (i * 0.7).sin()), column(&|i| -9.0 + 8.0 * (i * 1.3).sin()));
         let r = column(&|i| (i * 0.3).sin().abs());
         let batch = Batch {
             unit: Some(&unit),
@@ -464,7 +465,8 @@ mod tests {
         let back = State::from_bytes(&bytes).unwrap();
         assert_eq!(back.rows(), 60);
         assert_eq!(back.to_bytes().unwrap(), bytes);
-        let read = |s: &State| format!("{:?}", s.snapshot().unwrap().summary("far", &crate::summary::Options::default()));
+        let read =
+            |s: &State| format!("{:?}", s.snapshot().unwrap().summary("far", &crate::summary::Options::default()));
         assert_eq!(read(&back), read(&state));
     }
 

@@ -28,7 +28,8 @@ impl Snapshot {
     pub fn reworked(&self, policy: usize, change: impl Fn(&TailUnit) -> Option<Vec<f64>>) -> Totals {
         let PolicyLane { totals, tail, .. } = &self.lane.policies[policy];
         let mut totals = totals.clone();
-        let mut desk = Desk { clusters: self.lane.clusters.clone(), groups: self.lane.groups.clone(), ..Desk::default() };
+        let mut desk =
+            Desk { clusters: self.lane.clusters.clone(), groups: self.lane.groups.clone(), ..Desk::default() };
         for unit in tail.units() {
             if let Some(changed) = change(unit) {
                 let original: Vec<f64> = unit.rows.iter().map(|row| row.l).collect();

@@ -60,7 +60,8 @@ impl Measure {
 
     /// Coefficients in terms of `p_d = sum_c q_c^d`, `d = 2, 3, 4`: `zeta_v = sum_s (-1)^s C(v, s) p_{s+1}`.
     fn powers(&self) -> [f64; MAX_ORDER] {
-        const C: [[f64; MAX_DEGREE]; MAX_ORDER] = [[1.0, -1.0, 0.0, 0.0], [1.0, -2.0, 1.0, 0.0], [1.0, -3.0, 3.0, -1.0]];
+        const C: [[f64; MAX_DEGREE]; MAX_ORDER] =
+            [[1.0, -1.0, 0.0, 0.0], [1.0, -2.0, 1.0, 0.0], [1.0, -3.0, 3.0, -1.0]];
         core::array::from_fn(|d| (0..MAX_ORDER).map(|v| self.zeta[v] * C[v][d + 1]).sum())
     }
 

@@ -263,8 +263,11 @@ impl core::fmt::Debug for Buffers {
 impl Lane {
     /// An empty lane.
     pub fn new(config: &Config) -> Self {
-        let policy =
-            || PolicyLane { totals: Totals::default(), scalars: PolicyScalars::default(), tail: Tail::new(config.tail_capacity) };
+        let policy = || PolicyLane {
+            totals: Totals::default(),
+            scalars: PolicyScalars::default(),
+            tail: Tail::new(config.tail_capacity),
+        };
         Lane {
             clusters: Slots::default(),
             groups: Slots::default(),
@@ -306,7 +309,9 @@ impl Lane {
         mark_starts(batch.unit.map(|unit| &unit[start..end]), n, &mut b.rows.starts);
         b.rows.cluster.clear();
         match batch.cluster {
-            Some(Ints::I32(c)) => b.rows.cluster.extend(c[start..end].iter().map(|&key| self.clusters.slot(i64::from(key)))),
+            Some(Ints::I32(c)) => {
+                b.rows.cluster.extend(c[start..end].iter().map(|&key| self.clusters.slot(i64::from(key))));
+            }
             Some(Ints::I64(c)) => b.rows.cluster.extend(c[start..end].iter().map(|&key| self.clusters.slot(key))),
             None => {}
         }
@@ -568,7 +573,8 @@ fn add_extras(
     // Mean of m w f over the draws, times 2^-e, in fixed point: |f| is at most 2^magnitude.
     let weighted_mean = |magnitude: i32, f: &dyn Fn(usize) -> f64| {
         let fixed = Fixed::new(scale.draws, magnitude);
-        let sum: i64 = (from..to).map(|k| fixed.encode(multiplicity(k) * (b.encoded.relative_weight(&b.rows, k) * f(k)))).sum();
+        let sum: i64 =
+            (from..to).map(|k| fixed.encode(multiplicity(k) * (b.encoded.relative_weight(&b.rows, k) * f(k)))).sum();
         fixed.decode(sum) / scale.draws
     };
     if let Some(tokens) = view.batch.tokens {

@@ -1,6 +1,6 @@
 //! The numbers of `pope_fast`: from log-probabilities and rewards to values, intervals and diagnostics.
 //!
-//! Read in this order: [`fixed`] and [`unit`] (what one prompt contributes), [`totals`] and [`state`] (how contributions are summed,
+//! Read in this order: [`fixed`] and [`mod@unit`] (what one prompt contributes), [`totals`] and [`state`] (how contributions are summed,
 //! exactly and in any order), [`cut`] (truncation after the fact), then the estimators ([`utility`], [`diversity`],
 //! [`marginal`]), [`interval`], and [`summary`], which puts them together.
 //! The formulas are those of `docs/theory.md`; each has a plain NumPy twin in `python/pope_fast/reference`.

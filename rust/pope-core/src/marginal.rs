@@ -40,7 +40,13 @@ impl Marginal {
         }
         let second = order
             .iter()
-            .map(|&slot| totals.cluster.second.get(slot as usize).map_or([0.0; 2], |s| [0, 1].map(|i| s[i].dd(2 * scale).value())))
+            .map(|&slot| {
+                totals
+                    .cluster
+                    .second
+                    .get(slot as usize)
+                    .map_or([0.0; 2], |s| [0, 1].map(|i| s[i].dd(2 * scale).value()))
+            })
             .collect();
         Marginal {
             keys: order.iter().map(|&slot| slots.key(slot)).collect(),
@@ -67,7 +73,8 @@ impl Marginal {
         let (total, sum): (f64, f64) = (self.total(), self.mass.iter().map(|&s| x_ln_x(s)).sum());
         let without = |bucket: &Vec<(usize, f64)>| {
             let mass: f64 = bucket.iter().map(|&(_, x)| x).sum();
-            let change: f64 = bucket.iter().map(|&(at, x)| x_ln_x(self.mass[at]) - x_ln_x((self.mass[at] - x).max(0.0))).sum();
+            let change: f64 =
+                bucket.iter().map(|&(at, x)| x_ln_x(self.mass[at]) - x_ln_x((self.mass[at] - x).max(0.0))).sum();
             entropy(total - mass, sum - change)
         };
         self.buckets.iter().map(without).collect()

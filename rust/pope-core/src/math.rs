@@ -10,7 +10,7 @@
 
 const LN2_HI: f64 = 6.93147180369123816490e-01;
 const LN2_LO: f64 = 1.90821492927058770002e-10;
-const LOG2_E: f64 = 1.442_695_040_888_963_4;
+const LOG2_E: f64 = core::f64::consts::LOG2_E;
 /// Adding and subtracting this rounds a small number to the nearest integer and leaves it in the low mantissa bits.
 const ROUND: f64 = 6_755_399_441_055_744.0; // 1.5 * 2^52
 

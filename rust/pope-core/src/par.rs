@@ -108,9 +108,9 @@ mod tests {
 
     #[test]
     fn errors_and_interrupts_end_it() {
-        let fail = |_: &mut (), task| if task == 3 { Err(Error::Shape("three".into())) } else { Ok(()) };
+        let fail = |(): &mut (), task| if task == 3 { Err(Error::Shape("three".into())) } else { Ok(()) };
         assert_eq!(for_each_task(&mut [()], 10, &mut Uninterrupted, fail), Err(Error::Shape("three".into())));
-        let sleep = |_: &mut (), _| {
+        let sleep = |(): &mut (), _| {
             std::thread::sleep(Duration::from_millis(20));
             Ok(())
         };

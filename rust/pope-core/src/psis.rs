@@ -106,7 +106,7 @@ mod tests {
         for k in [0.3, 0.7, 1.2] {
             let n = 20_000;
             let mut l: Vec<(f64, f64)> =
-                (0..n).map(|i| (-k * math::ln((i as f64 + 0.5) / f64::from(n)), 1.0)).collect();
+                (0..n).map(|i| (-k * math::ln((f64::from(i) + 0.5) / f64::from(n)), 1.0)).collect();
             l.sort_by(|a, b| b.0.total_cmp(&a.0));
             let fit = fit(&l, tail_size(f64::from(n))).unwrap();
             assert!((fit.k - k).abs() < 0.05, "{k} {}", fit.k);

@@ -93,7 +93,12 @@ fn by_rows<const OUTPUTS: usize>(
 }
 
 /// Sum of each row's token log-probabilities (nats); an empty row sums to 0, `-inf` is kept.
-pub fn sum_tokens(offsets: &[i64], values: Floats<'_>, threads: usize, interrupt: &mut dyn Interrupt) -> Result<Vec<f64>> {
+pub fn sum_tokens(
+    offsets: &[i64],
+    values: Floats<'_>,
+    threads: usize,
+    interrupt: &mut dyn Interrupt,
+) -> Result<Vec<f64>> {
     check(offsets, &[values.len()])?;
     let [sums] = by_rows(offsets, threads, interrupt, |offsets, [out]| sum_rows(offsets, values, out))?;
     if let Some(row) = sums.iter().position(|x| x.is_nan()) {
@@ -172,7 +177,8 @@ mod tests {
         for threads in [1, 3] {
             let sums = sum_tokens(&offsets, Floats::F32(&values), threads, &mut Uninterrupted).unwrap();
             assert_eq!(sums, [0.0, 0.0, -38.25, -404.25]);
-            let [ratio, mean, clipped] = token_sums(&offsets, &values, &zeros, 1.0, threads, &mut Uninterrupted).unwrap();
+            let [ratio, mean, clipped] =
+                token_sums(&offsets, &values, &zeros, 1.0, threads, &mut Uninterrupted).unwrap();
             assert_eq!(ratio, sums);
             assert_eq!(mean, [0.0, 0.0, -2.25, -9.625]);
             assert_eq!(clipped, [0.0, 0.0, -15.5, -42.0]);

@@ -91,9 +91,12 @@ struct Buffers {
 /// Scan a log.
 pub fn prompt_scan(columns: ScanColumns<'_>, threads: usize, interrupt: &mut dyn Interrupt) -> Result<Scan> {
     let n = columns.prompt.len();
-    let lengths = [columns.target.len(), columns.behavior.len(), columns.reward.len(), columns.cluster.map_or(n, |c| c.len())];
+    let lengths =
+        [columns.target.len(), columns.behavior.len(), columns.reward.len(), columns.cluster.map_or(n, |c| c.len())];
     if lengths.iter().any(|&l| l != n) {
-        return Err(Error::Shape(format!("columns must be equally long; 'prompt_id' has {n} rows, the others {lengths:?}")));
+        return Err(Error::Shape(format!(
+            "columns must be equally long; 'prompt_id' has {n} rows, the others {lengths:?}"
+        )));
     }
     if n == 0 {
         return Err(Error::Shape("the log has no rows".into()));

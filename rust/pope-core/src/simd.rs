@@ -1,10 +1,10 @@
 //! Run-time choice of instruction set.
 //!
-//! A kernel is written once as branch-free scalar code. [`multiversion!`] compiles it again with wider instructions
+//! A kernel is written once as branch-free scalar code. `multiversion!` compiles it again with wider instructions
 //! enabled and picks at run time what the CPU has. Rust never contracts or reorders floating-point operations, so all
 //! versions give the same bits.
 
-/// The instruction set that [`multiversion!`] functions use on this CPU.
+/// The instruction set that `multiversion!` functions use on this CPU.
 pub fn level() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     {

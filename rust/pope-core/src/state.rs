@@ -52,7 +52,9 @@ impl Config {
         if self.policies.is_empty() {
             return Err(Error::Config("at least one target policy is needed".into()));
         }
-        if let Some(name) = self.policies.iter().enumerate().find_map(|(i, p)| self.policies[..i].contains(p).then_some(p)) {
+        if let Some(name) =
+            self.policies.iter().enumerate().find_map(|(i, p)| self.policies[..i].contains(p).then_some(p))
+        {
             return Err(Error::Config(format!("two policies are named '{name}'; give them different names")));
         }
         if self.tail_capacity == 0 || self.tail_capacity > 1 << 24 {
@@ -77,7 +79,8 @@ pub struct Fragment {
 
 impl Fragment {
     fn of(batch: &Batch<'_>, key: i64, start: usize, end: usize) -> Self {
-        let mut fragment = Fragment { key, per_policy: vec![Default::default(); batch.targets.len()], ..Default::default() };
+        let mut fragment =
+            Fragment { key, per_policy: vec![Default::default(); batch.targets.len()], ..Default::default() };
         fragment.extend(batch, start, end);
         fragment
     }
@@ -212,7 +215,8 @@ impl State {
             if want == have {
                 return Ok(());
             }
-            let what = if want { "is missing although the state was made for it" } else { "was not announced to the state" };
+            let what =
+                if want { "is missing although the state was made for it" } else { "was not announced to the state" };
             Err(Error::Config(format!("column '{name}' {what}")))
         };
         missing("unit_key", !config.row_units, batch.unit.is_some())?;
@@ -227,10 +231,9 @@ impl State {
         if config.has_baseline && batch.baseline_means.len() != config.policies.len() {
             return Err(Error::Config("the baseline's mean is needed for every policy".into()));
         }
-        if let Some(first) = self.open_fragments().next() {
-            if (batch.count.is_some()) == first.floats[2].is_empty() && batch.len() > 0 {
-                return Err(Error::Config("column 'count' must be given for all rows or for none".into()));
-            }
+        let counted = self.open_fragments().next().map(|fragment| !fragment.floats[2].is_empty());
+        if batch.len() > 0 && counted.is_some_and(|counted| counted != batch.count.is_some()) {
+            return Err(Error::Config("column 'count' must be given for all rows or for none".into()));
         }
         Ok(())
     }
@@ -295,7 +298,8 @@ impl State {
         if tasks <= 1 {
             return self.lanes[0].update(config, batch, rows.start, rows.end);
         }
-        for_each_task(&mut self.lanes[..threads.max(1)], tasks, interrupt, |lane, task| {
+        let lanes = self.lanes.len().min(threads.max(1));
+        for_each_task(&mut self.lanes[..lanes], tasks, interrupt, |lane, task| {
             lane.update(config, batch, edge(task), edge(task + 1))
         })
     }

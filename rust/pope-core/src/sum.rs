@@ -21,6 +21,8 @@ const NEAR_BASE: i32 = -(NEAR as i32) / 2;
 #[derive(Clone, Debug, Default)]
 pub struct ExactSum {
     near: [i128; NEAR],
+    // Boxed: nearly always absent, and there are thousands of sums.
+    #[allow(clippy::box_collection)]
     far: Option<Box<BTreeMap<i32, i128>>>,
 }
 
@@ -46,7 +48,7 @@ impl ExactSum {
         debug_assert!(x.is_finite());
         let (mantissa, position) = parts(x, scale);
         let magnitude = i128::from(mantissa) << (position & (RADIX_BITS - 1));
-        let sign = (x.to_bits() as i64 >> 63) as i128; // 0 or -1
+        let sign = i128::from(x.to_bits() as i64 >> 63); // 0 or -1
         self.add_digit(position >> 5, (magnitude ^ sign) - sign);
     }
 

@@ -105,6 +105,9 @@ record! {
         ess: f64,
         /// Its ceiling `n exp(-KL)`.
         ess_ceiling: f64,
+        /// Effective number of units behind the weighted reward or behind its complement, whichever is smaller; `None` if
+        /// one of them is zero throughout.
+        reward_ess: Option<f64>,
         /// Largest share of the total weight that one unit has.
         max_weight_share: f64,
         /// Mean weight.
@@ -335,7 +338,9 @@ impl Level {
 impl Snapshot {
     fn policy_index(&self, name: &str) -> Result<usize> {
         let known = self.config.policies.iter().position(|p| p == name);
-        known.ok_or_else(|| Error::Config(format!("there is no policy '{name}'; the state has {:?}", self.config.policies)))
+        known.ok_or_else(|| {
+            Error::Config(format!("there is no policy '{name}'; the state has {:?}", self.config.policies))
+        })
     }
 
     fn to_reward(&self, estimate: Estimate) -> Estimate {
@@ -373,7 +378,9 @@ impl Snapshot {
             .map(|name| Ok(Reading::new(self, self.policy_index(name)?, options)?.value_replicates()))
             .collect::<Result<Vec<_>>>()?;
         let pairs = (0..policies.len()).flat_map(|i| (i + 1..policies.len()).map(move |j| (i, j)));
-        Ok(pairs.map(|(i, j)| difference(&policies[i], &policies[j], &replicates[i], &replicates[j], options.level)).collect())
+        Ok(pairs
+            .map(|(i, j)| difference(&policies[i], &policies[j], &replicates[i], &replicates[j], options.level))
+            .collect())
     }
 }
 
@@ -422,9 +429,8 @@ impl<'a> Reading<'a> {
         };
         let full = Sums::new(totals, shared.units, scale);
         // tau = sqrt(n) mean(w): the estimator does not change when all log-weights shift.
-        let relative = || {
-            0.5 * math::ln(n as f64) + math::ln(full.whole(1).mean(A)) + f64::from(scale) * core::f64::consts::LN_2
-        };
+        let relative =
+            || 0.5 * math::ln(n as f64) + math::ln(full.whole(1).mean(A)) + f64::from(scale) * core::f64::consts::LN_2;
         let wanted = options.tau.map_or_else(relative, math::ln);
         let log_tau = snapshot.feasible_cut(policy, wanted);
         let cut_totals = snapshot.truncated(policy, log_tau);
@@ -467,7 +473,8 @@ impl<'a> Reading<'a> {
         let headline = utility.iter().find(|e| e.name == "sn_tips").cloned();
         let Some(u) = headline else { return Err(Error::Config("no utility estimate".into())) };
         let marginal = self.snapshot.config.marginal().then(|| self.marginal());
-        let prompt = if let Level::Prompt(order) = self.level { Some(self.prompt(order, marginal.as_ref())) } else { None };
+        let prompt =
+            if let Level::Prompt(order) = self.level { Some(self.prompt(order, marginal.as_ref())) } else { None };
         let over_log = marginal.as_ref().map(|m| self.over_log(m));
         let (level, d) = match self.level {
             Level::Prompt(order) => {
@@ -500,7 +507,9 @@ impl<'a> Reading<'a> {
     fn utility(&self) -> Vec<Named> {
         let (low, span) = self.span();
         let (n, s) = (self.units(), &self.lane().scalars);
-        let t = |name: &str, e: Estimate| named_t(name, e.value, Some(e.standard_error), "delta", self.options.level, n - 1.0);
+        let t = |name: &str, e: Estimate| {
+            named_t(name, e.value, Some(e.standard_error), "delta", self.options.level, n - 1.0)
+        };
         let reward = |e: Estimate| e.affine(low, span);
         let config = &self.snapshot.config;
         let mut all = vec![
@@ -571,7 +580,8 @@ impl<'a> Reading<'a> {
         let tail = &self.lane().tail;
         let rows = tail.units().iter().flat_map(|unit| &unit.rows);
         let complete = tail.complete_above();
-        let mut draws: Vec<_> = rows.filter(|row| row.l >= complete && row.l > f64::NEG_INFINITY).map(|row| (row.l, row.m)).collect();
+        let mut draws: Vec<_> =
+            rows.filter(|row| row.l >= complete && row.l > f64::NEG_INFINITY).map(|row| (row.l, row.m)).collect();
         draws.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(b.1.total_cmp(&a.1)));
         draws
     }
@@ -716,22 +726,32 @@ impl<'a> Reading<'a> {
         let j = jackknife(plug_in, &without);
         let value = j.map_or(plug_in, |j| j.value).clamp(0.0, most);
         let error = j.map(|j| j.variance.sqrt());
-        let mut entropy = named_t("entropy", value, error, "jackknife", level, j.map_or(0.0, |j| j.groups as f64 - 1.0));
+        let mut entropy =
+            named_t("entropy", value, error, "jackknife", level, j.map_or(0.0, |j| j.groups as f64 - 1.0));
         if let Some((_, interval)) = entropy.intervals.first().copied() {
             let half = (interval.high - interval.low) / 2.0;
-            entropy.intervals.push(("worst_case_tail", marginal::worst_case_tail(value, half, self.truncated_share(), m.keys.len())));
+            entropy.intervals.push((
+                "worst_case_tail",
+                marginal::worst_case_tail(value, half, self.truncated_share(), m.keys.len()),
+            ));
         }
         let lane = &self.snapshot.lane;
         let read = |totals: &Totals| Marginal::new(totals, &lane.clusters, &lane.shared, self.full.scale);
         let factor = math::scale(1.0, self.full.scale) / self.options.kappa;
-        let robust = read(&self.snapshot.truncated(self.policy, self.robust_cut())).bounded_interval(&sizes, factor, level, false);
+        let robust = read(&self.snapshot.truncated(self.policy, self.robust_cut()))
+            .bounded_interval(&sizes, factor, level, false);
         let certified = read(&self.lane().totals).bounded_interval(&sizes, factor, level, true);
         entropy.intervals.extend(robust.map(|i| ("robust", i)));
         entropy.intervals.extend(certified.map(|i| ("certified", i)));
         let bias = m.miller_madow_bias(self.cut.quadratic(1, &[(A, 1.0)], &[(A, 1.0)]));
         let (w, draws) = (m.total(), m.draws.iter().sum::<u64>() as f64);
         let mut clusters: Vec<ClusterShare> = (0..m.keys.len())
-            .map(|i| ClusterShare { key: m.keys[i], target: m.mass[i] / w, behavior: m.draws[i] as f64 / draws, units: m.units[i] })
+            .map(|i| ClusterShare {
+                key: m.keys[i],
+                target: m.mass[i] / w,
+                behavior: m.draws[i] as f64 / draws,
+                units: m.units[i],
+            })
             .collect();
         clusters.sort_by(|a, b| b.target.total_cmp(&a.target).then(a.key.cmp(&b.key)));
         clusters.truncate(100);
@@ -763,7 +783,8 @@ impl<'a> Reading<'a> {
         let (low, span) = self.span();
         let u = |p: &crate::cut::Point| low + span * utility::ratio(p);
         let mut whole = vec![u(&self.cut.whole(1))];
-        let mut without: Vec<(u64, Vec<f64>)> = self.cut.leave_one_out(1).iter().map(|(m, p)| (*m, vec![u(p)])).collect();
+        let mut without: Vec<(u64, Vec<f64>)> =
+            self.cut.leave_one_out(1).iter().map(|(m, p)| (*m, vec![u(p)])).collect();
         match self.level {
             Level::Prompt(order) => {
                 let h = |p: &crate::cut::Point| Measure::entropy(order).of_control(p);
@@ -840,7 +861,8 @@ impl<'a> Reading<'a> {
         }
         // Intervals without a common variance: each part at half the error probability.
         let strict = 1.0 - (1.0 - level) / 2.0;
-        let parts = [("robust", self.robust_utility(strict), false), ("certified", self.certified_utility(strict), true)];
+        let parts =
+            [("robust", self.robust_utility(strict), false), ("certified", self.certified_utility(strict), true)];
         for (name, u_part, finite_sample) in parts {
             let d_part = match self.level {
                 Level::Prompt(order) => {
@@ -879,8 +901,12 @@ impl<'a> Reading<'a> {
         let lane = &self.snapshot.lane;
         let level = self.options.level;
         let (low, span) = self.span();
-        let slots: Vec<u32> =
-            lane.groups.by_key().into_iter().filter(|&s| lane.shared.group_rows.get(s as usize).is_some_and(|&n| n > 0)).collect();
+        let slots: Vec<u32> = lane
+            .groups
+            .by_key()
+            .into_iter()
+            .filter(|&s| lane.shared.group_rows.get(s as usize).is_some_and(|&n| n > 0))
+            .collect();
         if slots.is_empty() {
             return (Vec::new(), Vec::new());
         }
@@ -954,6 +980,18 @@ impl<'a> Reading<'a> {
 
     // Diagnostics.
 
+    /// Kish's effective size of the terms `w r` and of `w (1 - r)`, the smaller one.
+    fn reward_ess(&self) -> Option<f64> {
+        let p = self.cut.whole(1);
+        let size = |z: &[(usize, f64)]| {
+            let sum: f64 = z.iter().map(|&(i, c)| c * p.sums[i]).sum();
+            // Below this, rewards are constant up to rounding, and so is what can be said of them.
+            (sum > 1e-12 * p.sums[A]).then(|| sum * sum / self.cut.quadratic(1, z, z))
+        };
+        let (earned, missed) = (size(&[(N, 1.0)])?, size(&[(A, 1.0), (N, -1.0)])?);
+        Some(earned.min(missed))
+    }
+
     fn diagnostics(&self) -> Diagnostics {
         let lane = &self.snapshot.lane;
         let (shared, s) = (&lane.shared, &self.lane().scalars);
@@ -965,7 +1003,8 @@ impl<'a> Reading<'a> {
         let finite = s.zero_draws == 0;
         let robust = self.snapshot.truncated(self.policy, self.robust_cut());
         let reached = Sums::new(&robust, self.full.units, self.full.scale).whole(1).mean(A);
-        let e_sample = Sample::new(self.lane().totals.class.iter().flatten().map(|c| &c.utility[0]), 1.0 / self.options.kappa);
+        let e_sample =
+            Sample::new(self.lane().totals.class.iter().flatten().map(|c| &c.utility[0]), 1.0 / self.options.kappa);
         let largest = s.max_a.map_or(0.0, |(e, m)| math::scale(m, e - self.full.scale));
         let has_tokens = self.snapshot.config.has_tokens;
         Diagnostics {
@@ -974,6 +1013,7 @@ impl<'a> Reading<'a> {
             n_draws: shared.draws,
             ess: p.sums[A] * p.sums[A] / aa,
             ess_ceiling: n * math::exp(-kl),
+            reward_ess: self.reward_ess(),
             max_weight_share: largest / p.sums[A],
             mean_weight: math::scale(p.mean(A), self.full.scale),
             k_hat: self.k_hat(),

@@ -56,7 +56,10 @@ pub fn weighted_mean(sums: &Sums, low: f64, span: f64) -> Estimate {
     let mean = low * p.mean(A) + span * p.mean(N);
     let raw = [(A, low), (N, span)];
     let square = sums.quadratic(1, &raw, &raw) - p.units * mean * mean;
-    Estimate { value: math::scale(mean, sums.scale), standard_error: math::scale(standard_error(square, p.units), sums.scale) }
+    Estimate {
+        value: math::scale(mean, sums.scale),
+        standard_error: math::scale(standard_error(square, p.units), sums.scale),
+    }
 }
 
 /// Control variate: `mean N - b (mean A - 1)`, `b = Cov(N, A) / Var(A)`.
