@@ -375,7 +375,10 @@ impl Snapshot {
     pub fn differences(&self, policies: &[String], options: &Options) -> Result<Vec<Difference>> {
         let replicates = policies
             .iter()
-            .map(|name| Ok(Reading::new(self, self.policy_index(name)?, options)?.value_replicates()))
+            .map(|name| {
+                let reading = Reading::new(self, self.policy_index(name)?, options)?;
+                Ok((reading.headline(), reading.value_replicates()))
+            })
             .collect::<Result<Vec<_>>>()?;
         let pairs = (0..policies.len()).flat_map(|i| (i + 1..policies.len()).map(move |j| (i, j)));
         Ok(pairs
@@ -387,15 +390,22 @@ impl Snapshot {
 /// A vector of statistics on everything, and without each bucket.
 type Replicates = (Vec<f64>, Vec<(u64, Vec<f64>)>);
 
-fn difference(a: &str, b: &str, of_a: &Replicates, of_b: &Replicates, level: f64) -> Difference {
+/// The difference of the headline values, with the jackknife's error.
+fn difference(
+    a: &str,
+    b: &str,
+    (headline_a, of_a): &(Vec<f64>, Replicates),
+    (headline_b, of_b): &(Vec<f64>, Replicates),
+    level: f64,
+) -> Difference {
     let minus = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x - y).collect::<Vec<f64>>();
-    let whole = minus(&of_a.0, &of_b.0);
+    let (values, whole) = (minus(headline_a, headline_b), minus(&of_a.0, &of_b.0));
     let without: Vec<_> = of_a.1.iter().zip(&of_b.1).map(|((m, x), (_, y))| (*m, minus(x, y))).collect();
     let joint = jackknife_pairs(&whole, &without);
     let df = joint.as_ref().map_or(0.0, |j| j.groups as f64 - 1.0);
     let named = |i: usize, name: &str| {
         let error = joint.as_ref().map(|j| j.covariance[i * whole.len() + i].max(0.0).sqrt());
-        named_t(name, whole[i], error, "jackknife", level, df)
+        named_t(name, values[i], error, "jackknife", level, df)
     };
     let last = whole.len() - 1;
     Difference {
@@ -602,10 +612,18 @@ impl<'a> Reading<'a> {
         self.snapshot.feasible_cut(self.policy, wanted)
     }
 
+    /// Totals at the robust truncation level and the scale to read them at.
+    fn robust_totals(&self) -> (Totals, i32) {
+        let totals = self.snapshot.truncated(self.policy, self.robust_cut());
+        // Far policies: what is left after truncation may be tiny beside the untruncated weights.
+        let scale = natural_scale(&totals).unwrap_or(self.full.scale);
+        (totals, scale)
+    }
+
     /// Mirrored truncated t (theory 4), from F3: both ends are lower bounds of means of non-negative variables.
     fn robust_utility(&self, level: f64) -> Interval {
-        let totals = self.snapshot.truncated(self.policy, self.robust_cut());
-        let sums = Sums::new(&totals, self.full.units, self.full.scale);
+        let (totals, scale) = self.robust_totals();
+        let sums = Sums::new(&totals, self.full.units, scale);
         let (p, t) = (sums.whole(1), t_of_level(level, self.units() - 1.0));
         let bound = |z: &[(usize, f64)]| {
             let mean = z.iter().map(|&(i, c)| c * p.mean(i)).sum::<f64>();
@@ -735,14 +753,9 @@ impl<'a> Reading<'a> {
                 marginal::worst_case_tail(value, half, self.truncated_share(), m.keys.len()),
             ));
         }
-        let lane = &self.snapshot.lane;
-        let read = |totals: &Totals| Marginal::new(totals, &lane.clusters, &lane.shared, self.full.scale);
-        let factor = math::scale(1.0, self.full.scale) / self.options.kappa;
-        let robust = read(&self.snapshot.truncated(self.policy, self.robust_cut()))
-            .bounded_interval(&sizes, factor, level, false);
-        let certified = read(&self.lane().totals).bounded_interval(&sizes, factor, level, true);
-        entropy.intervals.extend(robust.map(|i| ("robust", i)));
-        entropy.intervals.extend(certified.map(|i| ("certified", i)));
+        for (name, finite_sample) in [("robust", false), ("certified", true)] {
+            entropy.intervals.extend(self.marginal_bounds(level, finite_sample).map(|i| (name, i)));
+        }
         let bias = m.miller_madow_bias(self.cut.quadratic(1, &[(A, 1.0)], &[(A, 1.0)]));
         let (w, draws) = (m.total(), m.draws.iter().sum::<u64>() as f64);
         let mut clusters: Vec<ClusterShare> = (0..m.keys.len())
@@ -768,14 +781,26 @@ impl<'a> Reading<'a> {
 
     // Value.
 
-    /// The same with the value `U + lambda D` at the end.
+    /// `(U, D)` with the value `U + lambda D` at the end.
+    fn with_value(&self, mut x: Vec<f64>) -> Vec<f64> {
+        x.push(x[0] + self.options.diversity_weight * x.get(1).copied().unwrap_or(0.0));
+        x
+    }
+
+    /// Headline utility, diversity (if any) and value.
+    fn headline(&self) -> Vec<f64> {
+        let (mut whole, _) = self.replicates();
+        if self.level == Level::Marginal {
+            // The headline entropy is corrected for bias; the replicates are not.
+            whole[1] = self.over_log(&self.marginal()).entropy.value;
+        }
+        self.with_value(whole)
+    }
+
+    /// [`Self::replicates`] with the value at the end.
     fn value_replicates(&self) -> Replicates {
-        let with_value = |mut x: Vec<f64>| {
-            x.push(x[0] + self.options.diversity_weight * x.get(1).copied().unwrap_or(0.0));
-            x
-        };
         let (whole, without) = self.replicates();
-        (with_value(whole), without.into_iter().map(|(m, x)| (m, with_value(x))).collect())
+        (self.with_value(whole), without.into_iter().map(|(m, x)| (m, self.with_value(x))).collect())
     }
 
     /// Utility and headline diversity on everything and without each bucket.
@@ -877,17 +902,13 @@ impl<'a> Reading<'a> {
         named
     }
 
+    /// Bounds on the entropy over the log that assume nothing about overlap.
     fn marginal_bounds(&self, level: f64, finite_sample: bool) -> Option<Interval> {
         let lane = &self.snapshot.lane;
-        let cut;
-        let totals = if finite_sample {
-            &self.lane().totals
-        } else {
-            cut = self.snapshot.truncated(self.policy, self.robust_cut());
-            &cut
-        };
-        let m = Marginal::new(totals, &lane.clusters, &lane.shared, self.full.scale);
-        let factor = math::scale(1.0, self.full.scale) / self.options.kappa;
+        let (totals, scale) =
+            if finite_sample { (self.lane().totals.clone(), self.full.scale) } else { self.robust_totals() };
+        let m = Marginal::new(&totals, &lane.clusters, &lane.shared, scale);
+        let factor = math::scale(1.0, scale) / self.options.kappa;
         m.bounded_interval(&self.bucket_sizes(1), factor, level, finite_sample)
     }
 
@@ -1001,8 +1022,8 @@ impl<'a> Reading<'a> {
         let l = s.l[0].value() / n;
         let l_square = s.l[1].value() - n * l * l;
         let finite = s.zero_draws == 0;
-        let robust = self.snapshot.truncated(self.policy, self.robust_cut());
-        let reached = Sums::new(&robust, self.full.units, self.full.scale).whole(1).mean(A);
+        let (robust, scale) = self.robust_totals();
+        let reached = math::scale(Sums::new(&robust, self.full.units, scale).whole(1).mean(A), scale);
         let e_sample =
             Sample::new(self.lane().totals.class.iter().flatten().map(|c| &c.utility[0]), 1.0 / self.options.kappa);
         let largest = s.max_a.map_or(0.0, |(e, m)| math::scale(m, e - self.full.scale));
@@ -1017,7 +1038,7 @@ impl<'a> Reading<'a> {
             max_weight_share: largest / p.sums[A],
             mean_weight: math::scale(p.mean(A), self.full.scale),
             k_hat: self.k_hat(),
-            missing_mass: 1.0 - math::scale(reached, self.full.scale) / self.options.kappa,
+            missing_mass: 1.0 - reached / self.options.kappa,
             truncation: math::exp(self.log_tau),
             truncated_share: self.truncated_share(),
             truncation_raised: self.raised,

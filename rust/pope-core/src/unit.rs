@@ -227,7 +227,8 @@ fn cluster_stats(encoded: &Encoded, u: usize, from: usize, to: usize, scratch: &
         out.p[v - 1] = same[v - 1] * per;
         out.z[v - 1] = z;
         x += if z > 0.0 { z * factor } else { 0.0 };
-        y += if t > z { (t - z) * factor } else { 0.0 };
+        // Below this share of t, the difference is what rounding leaves where all draws lie apart.
+        y += if t - z > 1e-13 * t { (t - z) * factor } else { 0.0 };
         out.x[v - 1] = x;
         out.y[v - 1] = y;
     }

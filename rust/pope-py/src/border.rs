@@ -20,7 +20,9 @@ pub fn run<T: Send>(py: Python<'_>, work: impl FnOnce(&mut dyn Interrupt) -> Res
     let mut signal = None;
     let outcome = py.detach(|| {
         let mut interrupted = || {
-            signal = Python::attach(|py| py.check_signals()).err();
+            #[allow(clippy::redundant_closure_for_method_calls)] // the method is not general enough in its lifetime
+            let pending = Python::attach(|py| py.check_signals());
+            signal = pending.err();
             signal.is_some()
         };
         catch_unwind(AssertUnwindSafe(|| work(&mut interrupted)))
@@ -118,7 +120,7 @@ impl IntArray<'_> {
 }
 
 /// A result as Python objects: records become dictionaries.
-pub fn to_object<'py>(py: Python<'py>, field: Field) -> PyResult<Bound<'py, PyAny>> {
+pub fn to_object(py: Python<'_>, field: Field) -> PyResult<Bound<'_, PyAny>> {
     Ok(match field {
         Field::None => py.None().into_bound(py),
         Field::Bool(x) => x.into_pyobject(py)?.to_owned().into_any(),

@@ -1,6 +1,7 @@
 //! The extension module `pope_fast._core`: arrays in, numbers out. No algorithm lives here.
 
-#![allow(clippy::needless_pass_by_value, clippy::too_many_arguments)] // signatures are Python's
+// Signatures are Python's.
+#![allow(clippy::needless_pass_by_value, clippy::too_many_arguments, clippy::fn_params_excessive_bools)]
 
 mod border;
 mod kernels;
