@@ -396,7 +396,7 @@ def test_hostile_bytes(log):
     data = stored(log.rows(np.arange(40)))
     chance = random.Random(1)
     outcomes = {"state": 0, "error": 0}
-    for _ in range(600):
+    for _ in range(400):
         broken = bytearray(data)
         for _ in range(chance.choice([1, 1, 2, 8])):
             at = chance.randrange(20, len(data))
@@ -411,7 +411,7 @@ def test_hostile_bytes(log):
             outcomes["error"] += 1
         else:
             outcomes["state"] += 1
-    assert outcomes["error"] > 100
+    assert outcomes["error"] > 60
 
 
 def test_hostile_lengths(log):

@@ -305,6 +305,14 @@ class Twin(WithinPrompts):
         k = tails.pareto_k(self.rel, self.count)
         return k if math.isfinite(k) else None
 
+    def reward_ess(self) -> float | None:
+        """Kish's effective size of what is earned and of what is missed, the smaller one."""
+        w = np.exp(self.cut)
+        parts = [self.means(w * f) for f in (self.r, 1.0 - self.r)]
+        if any(x.sum() <= 1e-12 * self.means(w).sum() for x in parts):
+            return None
+        return min(float(x.sum() ** 2 / np.sum(x**2)) for x in parts)
+
     def diagnostics(self) -> Record:
         u, m = self.unit, self.count
         a = scaled(self.means(np.exp(self.rel)), self.top)
@@ -321,6 +329,7 @@ class Twin(WithinPrompts):
             "n_draws": self.n_draws,
             "ess": dg.effective_sample_size(self.rel, u, m),
             "ess_ceiling": self.n * float(scaled(1.0, -dg.kl_target_behavior(self.logw, u, m))),
+            "reward_ess": self.reward_ess(),
             "max_weight_share": dg.max_weight_share(self.rel, u, m),
             "mean_weight": float(scaled(dg.mean_weight(self.rel, u, m).value, self.top)),
             "k_hat": self.k_hat(),

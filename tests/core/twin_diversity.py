@@ -124,6 +124,8 @@ class OverLog(Cuts):
 
     def cross_entropy_bound(self, level: float) -> float | None:
         """A reference from every other bucket, its cost measured on the rest, and the other way round."""
+        if self.top - math.log(self.kappa) > 709.0:
+            return None  # Weights that no double holds: there is no scale on which to bound a cost.
         _, table = mg.cluster_table(self.rel, self.rows["cluster"], self.unit, self.count)
         bounds = []
         for parity in (0, 1):

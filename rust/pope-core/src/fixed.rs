@@ -41,6 +41,8 @@ pub struct UnitScale {
     pub l_max: f64,
     /// Largest finite `|l|`, at least 1.
     pub l_reach: f64,
+    /// Draws of weight 0.
+    pub zeros: f64,
     /// One step of `w`, `w^2 .. w^4`, `w r` and `r`.
     pub step: f64,
     /// One step of `l` and `w l`.
@@ -142,7 +144,8 @@ impl Encoded {
         for u in 0..rows.starts.len() - 1 {
             let range = rows.starts[u]..rows.starts[u + 1];
             let draws = if rows.m.is_empty() { range.len() as f64 } else { rows.m[range.clone()].iter().sum() };
-            let (l_max, l_reach) = extremes(&rows.l[range.clone()]);
+            let (l_min, l_max, l_reach) = extremes(&rows.l[range.clone()]);
+            let zeros = if l_min == f64::NEG_INFINITY { zero_draws(rows, range.clone()) } else { 0.0 };
             let (e, shrink) = if l_max == f64::NEG_INFINITY {
                 (0, 0.0)
             } else if l_max.abs() <= DIRECT_EXP {
@@ -162,27 +165,34 @@ impl Encoded {
             self.up[range.clone()].fill(math::pow2(bits));
             self.l_up[range].fill(math::pow2(l_bits));
             let (step, l_step) = (math::pow2(-bits), math::pow2(-l_bits));
-            self.units.push(UnitScale { e, draws, l_max, l_reach, step, l_step });
+            self.units.push(UnitScale { e, draws, l_max, l_reach, zeros, step, l_step });
         }
     }
 }
 
-/// Largest value, and largest finite absolute value but at least 1.
+#[cold]
+fn zero_draws(rows: &Rows, range: core::ops::Range<usize>) -> f64 {
+    let zeros = range.filter(|&k| rows.l[k] == f64::NEG_INFINITY);
+    zeros.map(|k| rows.m.get(k).copied().unwrap_or(1.0)).sum()
+}
+
+/// Smallest value, largest value, and largest finite absolute value but at least 1.
 #[inline(always)]
-fn extremes(l: &[f64]) -> (f64, f64) {
+fn extremes(l: &[f64]) -> (f64, f64, f64) {
     // A fixed length lets the compiler use vectors; eight responses per prompt are the common case.
     if let Ok(eight) = <&[f64; 8]>::try_from(l) { extremes_of(eight) } else { extremes_of(l) }
 }
 
 #[inline(always)]
-fn extremes_of(l: &[f64]) -> (f64, f64) {
-    let (mut max, mut reach) = (f64::NEG_INFINITY, 1.0f64);
+fn extremes_of(l: &[f64]) -> (f64, f64, f64) {
+    let (mut min, mut max, mut reach) = (f64::INFINITY, f64::NEG_INFINITY, 1.0f64);
     for &l in l {
+        min = if l < min { l } else { min };
         max = if l > max { l } else { max };
         let size = if l == f64::NEG_INFINITY { 0.0 } else { l.abs() };
         reach = if size > reach { size } else { reach };
     }
-    (max, reach)
+    (min, max, reach)
 }
 
 multiversion! {

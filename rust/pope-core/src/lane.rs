@@ -2,10 +2,10 @@
 
 use crate::batch::{self, Batch, Ints};
 use crate::error::Result;
-use crate::fixed::{Encoded, Fixed, Rows};
+use crate::fixed::{Encoded, Fixed, Rows, UnitScale};
 use crate::math;
 use crate::simd::multiversion;
-use crate::slots::Slots;
+use crate::slots::{DIRECT, Slots};
 use crate::state::Config;
 use crate::sum::ExactSum;
 use crate::tail::{Tail, TailRow, TailUnit};
@@ -13,7 +13,7 @@ use crate::totals::{BUCKETS, GroupMass, Placement, Sign, Totals, merge_sums};
 use crate::unit::{MAX_DEGREE, Scratch, UnitStats, unit_stats};
 
 /// Rows are handled in chunks of about this many, so that the buffers stay in the nearer caches.
-const CHUNK: usize = 512;
+const CHUNK: usize = 256;
 
 /// Sums of one policy that truncation leaves alone. All are over units; "mean" is over a unit's draws.
 #[derive(Clone, Debug, Default)]
@@ -308,12 +308,8 @@ impl Lane {
         load_shared(config, batch, start, end, b)?;
         mark_starts(batch.unit.map(|unit| &unit[start..end]), n, &mut b.rows.starts);
         b.rows.cluster.clear();
-        match batch.cluster {
-            Some(Ints::I32(c)) => {
-                b.rows.cluster.extend(c[start..end].iter().map(|&key| self.clusters.slot(i64::from(key))));
-            }
-            Some(Ints::I64(c)) => b.rows.cluster.extend(c[start..end].iter().map(|&key| self.clusters.slot(key))),
-            None => {}
+        if let Some(cluster) = batch.cluster {
+            load_clusters(cluster, start, end, &mut self.clusters, &mut b.rows.cluster);
         }
         b.group.clear();
         if let Some(group) = batch.group {
@@ -388,12 +384,31 @@ fn mark_starts(unit: Option<&[i64]>, n: usize, starts: &mut Vec<usize>) {
     starts.clear();
     match unit {
         Some(unit) => {
-            starts.push(0);
-            starts.extend((1..n).filter(|&i| unit[i] != unit[i - 1]));
+            // Every row writes, and only the first row of a unit moves on: no branch to guess wrong.
+            starts.resize(n + 1, 0);
+            let mut at = 1;
+            for i in 1..n {
+                starts[at] = i;
+                at += usize::from(unit[i] != unit[i - 1]);
+            }
+            starts.truncate(at);
         }
         None => starts.extend(0..n),
     }
     starts.push(n);
+}
+
+/// Slots of cluster keys.
+fn load_clusters(column: Ints<'_>, start: usize, end: usize, slots: &mut Slots, out: &mut Vec<u32>) {
+    match column {
+        Ints::I32(keys) if are_direct(&keys[start..end]) => out.extend(keys[start..end].iter().map(|&key| key as u32)),
+        _ => out.extend((start..end).map(|row| slots.slot(column.get(row)))),
+    }
+}
+
+/// Are all keys their own slots?
+fn are_direct(keys: &[i32]) -> bool {
+    keys.iter().fold(0, |all, &key| all | key as u32) < DIRECT as u32
 }
 
 /// Check the values of rows `start..end` without counting them.
@@ -479,7 +494,7 @@ multiversion! {
             }
             let degree = if row_units { 1 } else { unit.degree(config.has_cluster) };
             policy.totals.add(unit, &b.group_mass, degree, marginal, &place, Sign::Plus);
-            add_scalars(unit, &b.rows.l[from..to], &b.rows.m, from, &place, row_units, &mut policy.scalars);
+            add_scalars(unit, &b.encoded.units[u], &place, row_units, &mut policy.scalars);
             if let Some(shared) = shared.as_deref_mut() {
                 shared.count(unit, degree, &b.group_mass, &place);
             }
@@ -510,20 +525,12 @@ fn tail_unit(view: &ChunkView<'_>, b: &Buffers, from: usize, to: usize, key: u64
 #[inline(always)]
 fn add_scalars(
     unit: &UnitStats,
-    l: &[f64],
-    m: &[f64],
-    from: usize,
+    scale: &UnitScale,
     place: &Placement,
     row_units: bool,
     s: &mut PolicyScalars,
 ) {
-    let mut zeros = 0.0;
-    for (k, &l) in l.iter().enumerate() {
-        if l == f64::NEG_INFINITY {
-            zeros += if m.is_empty() { 1.0 } else { m[from + k] };
-        }
-    }
-    s.zero_draws += zeros as u64 * place.times();
+    s.zero_draws += scale.zeros as u64 * place.times();
     if unit.a > 0.0 {
         let e = math::exponent(unit.a);
         s.raise_max(unit.e + e, unit.a * math::pow2(i64::from(-e)));

@@ -192,26 +192,24 @@ fn pre_round(xs: &[f64]) -> Option<[f64; 3]> {
     let grids = [anchor(0), anchor(1), anchor(2)];
     let mut sums = [[0.0f64; LANES]; 3];
     let mut left = [0.0f64; LANES];
-    for chunk in chunks {
-        for j in 0..LANES {
-            let mut x = chunk[j];
-            for (sum, grid) in sums.iter_mut().zip(grids) {
-                let high = (x + grid) - grid;
-                sum[j] += high;
-                x -= high;
-            }
-            left[j] += x.abs();
-        }
-    }
-    for (j, &x) in rest.iter().enumerate() {
-        let mut x = x;
+    let mut add = |mut x: [f64; LANES]| {
         for (sum, grid) in sums.iter_mut().zip(grids) {
-            let high = (x + grid) - grid;
-            sum[j] += high;
-            x -= high;
+            for j in 0..LANES {
+                let high = (x[j] + grid) - grid;
+                sum[j] += high;
+                x[j] -= high;
+            }
         }
-        left[j] += x.abs();
+        for j in 0..LANES {
+            left[j] += x[j].abs();
+        }
+    };
+    for chunk in chunks {
+        add(core::array::from_fn(|j| chunk[j]));
     }
+    let mut last = [0.0; LANES];
+    last[..rest.len()].copy_from_slice(rest);
+    add(last);
     left.iter().all(|&x| x == 0.0).then(|| sums.map(|lanes| lanes.iter().sum()))
 }
 

@@ -97,6 +97,12 @@ impl Placement {
         self.times
     }
 
+    /// The bucket of an ordinary unit.
+    #[inline(always)]
+    fn only(&self) -> usize {
+        usize::from(self.first.0)
+    }
+
     /// Call `f(bucket, times)` for each bucket.
     #[inline(always)]
     pub fn each(&self, mut f: impl FnMut(usize, u64)) {
@@ -166,22 +172,19 @@ impl ClassTotals {
         let z = [unit.a, unit.n, unit.p[0], unit.p[1], unit.p[2]];
         let used = self.z;
         let ordinary = sign == Sign::Plus && place.times() == 1;
-        place.each(|bucket, times| {
-            let sums = &mut self.buckets[bucket];
-            let mut put = |at: usize, x: f64| {
-                if ordinary {
-                    sums[at].add_positive(x, DEGREE[at] * unit.e);
-                } else {
-                    sums[at].add_scaled(x * sign.of(times), DEGREE[at] * unit.e);
+        let first = [z[0], z[1], z[2], z[3], z[4], unit.z[0], unit.z[1], unit.z[2]];
+        if ordinary {
+            let sums = &mut self.buckets[place.only()];
+            for i in (0..used).chain(Z..Z + used - 2) {
+                sums[i].add_positive(first[i], DEGREE[i] * unit.e);
+            }
+        } else {
+            place.each(|bucket, times| {
+                for (i, sum) in self.buckets[bucket].iter_mut().enumerate() {
+                    sum.add_scaled(first[i] * sign.of(times), DEGREE[i] * unit.e);
                 }
-            };
-            for i in 0..used {
-                put(i, z[i]);
-            }
-            for v in 0..used - 2 {
-                put(Z + v, unit.z[v]);
-            }
-        });
+            });
+        }
         let times = place.times();
         let values = [unit.a, unit.n, unit.a - unit.n];
         for (histogram, value) in self.utility.iter_mut().zip(values) {
@@ -361,7 +364,7 @@ impl ClusterTotals {
         for c in &unit.clusters {
             let slot = c.slot as usize;
             if ordinary {
-                place.each(|bucket, _| self.mass.at(c.slot, bucket).add_positive(c.mass, unit.e));
+                self.mass.at(c.slot, place.only()).add_positive(c.mass, unit.e);
             } else {
                 place.each(|bucket, times| {
                     self.mass.at(c.slot, bucket).add_scaled(c.mass * sign.of(times), unit.e);

@@ -193,7 +193,8 @@ fn group_rows(rows: &Rows, encoded: &Encoded, from: usize, to: usize, slots: &Sl
 fn cluster_stats(encoded: &Encoded, u: usize, from: usize, to: usize, scratch: &mut Scratch, out: &mut UnitStats) {
     let scale = &encoded.units[u];
     let (k, per_draw) = (scale.draws, 1.0 / scale.draws);
-    let all: [f64; MAX_DEGREE] = core::array::from_fn(|d| total(&encoded.w[d][from..to]) as f64 * scale.step);
+    let [q1, q2, q3, q4] = &encoded.w;
+    let all = [q1, q2, q3, q4].map(|q| total(&q[from..to]) as f64 * scale.step);
     let mut same = [0.0f64; MAX_ORDER]; // sum_c e_d(c), d = 2..4
     let mut apart = [0.0f64; MAX_ORDER]; // sum_c p_1(c) e_v(all rows outside c), v = 1..3
     for slots in scratch.touched.chunks(LANES) {
