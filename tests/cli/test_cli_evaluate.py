@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -245,7 +246,7 @@ def test_an_interrupt_is_no_verdict(run: Run, log: Path, monkeypatch: pytest.Mon
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pope_fast.evaluate.evaluate", interrupted)
+    monkeypatch.setattr(import_module("pope_fast.evaluate"), "evaluate", interrupted)
     outcome = run("evaluate", log, "--fail-on", "unreliable")
     assert outcome.code == 130
     assert "Traceback" not in outcome.stderr
@@ -255,7 +256,7 @@ def test_a_defect_shows_where_and_is_no_verdict(run: Run, log: Path, monkeypatch
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr("pope_fast.evaluate.evaluate", broken)
+    monkeypatch.setattr(import_module("pope_fast.evaluate"), "evaluate", broken)
     outcome = run("evaluate", log, "--fail-on", "unreliable")
     assert outcome.code == 70
     assert "ZeroDivisionError: a defect" in outcome.stderr

@@ -132,20 +132,13 @@ def test_options(name: str, option: str) -> None:
     options = OPTIONS[option]
     found, expected = LOGS[name].summary(**options), Twin(LOGS[name], **options).summary()
     assert found["diversity_level"] == expected["diversity_level"]
-    parts = [part for part in SECTIONS if part != "utility"]
-    for part in parts:
+    for part in SECTIONS:
         assert disagreements(section(found, part), section(expected, part), option) == [], part
-    named = {record["name"]: record for record in found["utility"]}
-    twins = {record["name"]: record for record in expected["utility"]}
-    assert named.keys() == twins.keys()
-    # Smoothed weights of rows with counts have a test of their own above.
-    for estimator in named.keys() - {"psis"}:
-        assert disagreements(leaves(named[estimator]), leaves(twins[estimator]), option) == [], estimator
 
 
 @pytest.mark.parametrize("name", ["uniform K=8", "heavy tail", "heavy tail, rows", "impossible"])
 def test_small_tail_agrees_where_the_level_is_feasible(name: str) -> None:
-    """Few units reach the level: keeping 64 of them is as good as keeping all."""
+    """Few units reach the level: keeping 100 of them is as good as keeping all."""
     log = LOGS[name]
     whole, small = (log.summary(tail_capacity=capacity) for capacity in (32768, 100))
     assert not whole["diagnostics"]["truncation_raised"]

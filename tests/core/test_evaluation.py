@@ -43,6 +43,11 @@ def lognormal(s: float, n: int = N * K, seed: int = 1, k: int = K) -> np.ndarray
     return s * z - s * s / 2
 
 
+def exact(logw: np.ndarray) -> np.ndarray:
+    """The same with a mean weight of exactly 1, whatever the sample."""
+    return np.asarray(logw - np.log(np.mean(np.exp(logw))))
+
+
 def run(log: pa.Table, **options: Any) -> pope.Evaluation:
     options.setdefault("reward_range", (0.0, 1.0))
     return evaluate(log, **options)
@@ -88,10 +93,19 @@ def test_tail_of_infinite_variance_is_a_caution():
 
 
 def test_low_ess():
-    found = run(table(lognormal(0.4, 100)))
-    assert found["p"].diagnostics.ess < 50
+    """25 prompts are fewer than 50, however good the overlap."""
+    log = table(exact(lognormal(0.6, 100)), reward=np.tile([0.0, 1.0], 50))
+    found = run(log, thresholds={"reward_ess": 0.0})
+    assert found["p"].diagnostics.ess < 25
     assert codes(found) == {"low_ess": "unreliable"}
-    assert codes(run(table(lognormal(0.4, 100)), thresholds={"ess": 10.0})) == {}
+    assert codes(run(log, thresholds={"ess": 5.0, "reward_ess": 0.0})) == {}
+
+
+def test_near_clones_overlap():
+    """A KL estimate that is negative by chance is no lack of overlap: these policies hardly differ."""
+    for s in (0.003, 0.01, 0.1):
+        for seed in range(12):
+            assert "no_overlap" not in codes(run(table(lognormal(s, seed=seed)))), (s, seed)
 
 
 def test_far_policy():
@@ -212,18 +226,21 @@ def test_rare_rewards_take_the_robust_interval():
     assert found["p"].utility.interval.method == "robust"
 
 
-def noisy(seed: int = 0, n: int = 3000) -> tuple[pa.Table, float, np.ndarray]:
-    """Log-probs of a served model: nine in ten exact, the others off by up to some nats in both scorings."""
+def noisy(seed: int = 0, n: int = 3000, *, heavy: bool = False) -> tuple[pa.Table, float, np.ndarray]:
+    """Log-probs of a served model: most are exact, the others off by some nats, anew in each scoring."""
     rng = np.random.default_rng(seed)
     z = rng.normal(size=n)
     logw = 0.4 * z - 0.08
 
     def noise() -> np.ndarray:
-        return np.where(rng.uniform(size=n) < 0.1, rng.normal(0.0, 1.6, size=n), 0.0)
+        if heavy:
+            return np.where(rng.uniform(size=n) < 0.1, rng.normal(0.0, 1.6, size=n), 0.0)
+        return np.where(rng.uniform(size=n) < 0.2, rng.choice([-1.5, 1.5], size=n), 0.0)
 
     reward = (rng.uniform(size=n) < 1 / (1 + np.exp(-z))).astype(float)
     log = table(logw + noise(), k=1, reward=reward, cluster=rng.integers(0, 3, size=n))
     again = log["behavior_logprob"].to_numpy() + noise()
+    # E of sigmoid(z) under the target, which shifts z by 0.4; Gauss-Hermite.
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
     truth = float(np.sum(weights / weights.sum() / (1 + np.exp(-(nodes + 0.4)))))
     return log.append_column("again", pa.array(again)), truth, again
@@ -262,6 +279,18 @@ def test_calibration_restores_the_bounded_intervals():
         assert interval.low < truth < interval.high, method
     plain = run(log)["p"]
     assert answer.utility.value == plain.utility.value
+
+
+def test_heavy_noise_leaves_the_calibrated_robust_interval():
+    """Noise with a tail of its own: nothing is shown without calibration, and the robust interval with it."""
+    log, truth, _ = noisy(heavy=True)
+    plain, calibrated = run(log)["p"], run(log, aa_policy="again")["p"]
+    for answer in (plain, calibrated):
+        assert answer.verdict.level == "unreliable"
+        assert answer.diagnostics.k_hat > 0.7
+    assert plain.utility.interval is None
+    assert calibrated.utility.interval.method == "robust"
+    assert calibrated.utility.interval.contains(truth)
 
 
 def test_calibration_over_many_logs():
@@ -318,10 +347,12 @@ def test_worst_policy_is_the_verdict_of_the_evaluation():
 
 
 def test_thresholds():
-    log = table(lognormal(0.4, 100))
+    log = table(exact(lognormal(0.6, 100)))
     assert run(log).settings.thresholds == dict(DEFAULT_THRESHOLDS)
-    assert run(log, thresholds={"ess": 5}).settings.thresholds["ess"] == 5.0
-    assert run(log, thresholds={"ess": 5})["p"].verdict.level == "reliable"
+    assert run(log)["p"].verdict.level == "unreliable"
+    lenient = {"ess": 5, "reward_ess": 2}
+    assert run(log, thresholds=lenient).settings.thresholds["ess"] == 5.0
+    assert run(log, thresholds=lenient)["p"].verdict.level == "reliable"
     with pytest.raises(PopeError, match="esss"):
         run(log, thresholds={"esss": 5})
     with pytest.raises(PopeError, match="finite"):
@@ -338,7 +369,7 @@ def test_thresholds():
         ({"diversity_weight": -0.1}, "diversity_weight"),
         ({"diversity_order": 7}, "diversity_order"),
         ({"policies": ["q"]}, "q"),
-        ({"policies": ["p", "p"]}, "twice"),
+        ({"policies": ["p", "p"]}, "twice|one name"),
         ({"policies": "q"}, "q"),
         ({"unit": "no_such"}, "no_such"),
         ({"aa_policy": "no_such"}, "no_such"),

@@ -178,6 +178,8 @@ def test_diagnostics(case):
     arguments = (case.logw, log.unit, log.count)
     assert found["ess"] == pytest.approx(diagnostics.effective_sample_size(*arguments), rel=CLOSE)
     assert found["ess_ceiling"] == pytest.approx(diagnostics.effective_sample_size_ceiling(*arguments), rel=CLOSE)
+    reward_ess = diagnostics.reward_effective_sample_size(case.logw, log.reward, log.unit, log.count)
+    assert found["reward_ess"] == pytest.approx(reward_ess, rel=CLOSE)
     assert found["max_weight_share"] == pytest.approx(diagnostics.max_weight_share(*arguments), rel=CLOSE)
     assert found["mean_weight"] == pytest.approx(diagnostics.mean_weight(*arguments).value, rel=CLOSE)
     assert found["missing_mass"] == pytest.approx(diagnostics.missing_mass(*arguments), rel=CLOSE, abs=1e-12)

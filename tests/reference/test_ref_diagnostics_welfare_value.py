@@ -39,6 +39,26 @@ def test_by_hand():
     assert diagnostics.length_under_target(logw, [4, 2, 9, 1], unit) == pytest.approx((4 + 4 + 3) / 6)
 
 
+def test_effective_size_of_the_reward():
+    unit = np.arange(6)
+    size = diagnostics.reward_effective_sample_size
+    # Three units of weight 1 earn, three do not; a common factor of the weights changes nothing.
+    assert size(np.full(6, -700.0), [1, 1, 1, 0, 0, 0], unit) == pytest.approx(3.0)
+    # Cut at sqrt(6) times the mean weight nothing here: (2 + 1)^2 / (4 + 1) of those that earn, 4 that do not.
+    logw = np.log([2.0, 1.0, 1.0, 1.0, 1.0, 1.0])
+    assert size(logw, [1, 1, 0, 0, 0, 0], unit) == pytest.approx(9 / 5)
+    assert size(logw, [0, 0, 1, 1, 1, 1], unit) == pytest.approx(9 / 5)
+    # A single large weight counts as sqrt(6) times the mean, however large it is.
+    w = np.array([1e6, 1.0, 1.0, 1.0, 1.0, 1.0])
+    cut = np.sqrt(6.0) * w.mean()
+    assert size(np.log(w), [0.5] * 6, unit) == pytest.approx((cut + 5) ** 2 / (cut**2 + 5))
+    # Two responses to a prompt are one unit.
+    assert size(np.zeros(4), [1, 1, 0, 0], [0, 0, 1, 1]) == pytest.approx(1.0)
+    assert size(np.zeros(4), [1, 0, 1, 0], [0, 0, 1, 1]) == pytest.approx(2.0)
+    assert size(logw, np.zeros(6), unit) is None
+    assert size(logw, np.ones(6), unit) is None
+
+
 def test_weights_that_underflow():
     assert diagnostics.effective_sample_size([-3000.0, -3000.0 + np.log(2)], [0, 1]) == pytest.approx(9 / 5)
     assert diagnostics.kl_target_behavior([-3000.0, -3000.0], [0, 1]) == pytest.approx(-3000.0)
@@ -62,7 +82,8 @@ def test_aa_calibration():
         ({"k_hat": 0.71}, "unreliable"),
         ({"ess": 49.9}, "unreliable"),
         ({"kl": np.log(2000) - 0.99}, "unreliable"),
-        ({"kl": -0.01}, "unreliable"),
+        ({"kl": -0.01}, "reliable"),  # by chance: three standard errors are .42
+        ({"kl": -0.43}, "unreliable"),
     ],
 )
 def test_verdict(change, expected):

@@ -46,6 +46,7 @@ def diagnostics(**changes: object) -> Diagnostics:
         ess=412.3,
         ess_fraction=0.8246,
         ess_ceiling=430.0,
+        reward_ess=198.4,
         max_weight_share=0.006,
         mean_weight=1.003,
         k_hat=0.21,

@@ -94,6 +94,9 @@ class Diagnostics:
         Effective sample size in units, and as a share of ``n_units``.
     ess_ceiling
         ``n_units * exp(-KL)``: what the overlap of the two policies allows at best.
+    reward_ess
+        Effective number of units that the reward rests on, or its absence, whichever is smaller: that of the
+        truncated ``w r`` and ``w (1 - r)``, with r rescaled to [0, 1]. ``None`` if every reward is at the same end.
     max_weight_share
         Share of all weight that the largest unit carries.
     mean_weight
@@ -123,6 +126,7 @@ class Diagnostics:
     ess: float | None
     ess_fraction: float | None
     ess_ceiling: float | None
+    reward_ess: float | None
     max_weight_share: float | None
     mean_weight: float | None
     k_hat: float | None

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pope_fast.evaluate.findings import AACalibration, Diagnostics, Finding, Verdict
 from pope_fast.evaluate.results import (
-    Difference,
     DiversitySummary,
     Estimate,
     Interval,
     PolicyValue,
     VarianceParts,
 )
-from pope_fast.evaluate.verdict import INCONSISTENT, RARE_REWARD, judge
+from pope_fast.evaluate.verdict import INCONSISTENT, RARE_REWARD, headline_method, judge
 from pope_fast.log import RewardRange
 
-__all__ = ["make_difference", "make_estimate", "make_policy_value"]
+__all__ = ["TOO_RARE", "make_estimate", "make_policy_value"]
 
 Labels = Mapping[str, Mapping[int, str | int]]
 
 _BOUNDED = ("robust", "certified", "worst_case_tail")
+_WITHOUT_OVERLAP = frozenset({"robust", "certified"})
 _VOID = "void: the log-probs are inconsistent"
+_UNUSABLE = "no interval is valid: no overlap and inconsistent log-probs"
+
+TOO_RARE = "the reward is too rare for an interval from its standard error"
+"""Why there is no interval where only one from a standard error could be made."""
 
 
 def _finite(value: float | None) -> float | None:
@@ -60,7 +65,7 @@ def make_estimate(
         For the estimate.
     headline
         Methods in order of preference for the headline interval; the first of any by default, but none where
-        "robust" is asked for and there is nothing like it.
+        "robust" or "certified" is asked for and there is nothing like it.
     void
         Whether intervals that need bounded weights are void.
     """
@@ -71,7 +76,7 @@ def make_estimate(
         for item in record["intervals"]
     }
     wanted = [method for method in headline if method in intervals]
-    if not wanted and "robust" not in headline:
+    if not wanted and _WITHOUT_OVERLAP.isdisjoint(headline):
         wanted = list(intervals)[:1]
     interval = intervals[wanted[0]] if wanted else None
     value = _finite(record["value"])
@@ -112,17 +117,17 @@ def make_policy_value(
     bounds: RewardRange,
 ) -> PolicyValue:
     """Judge one policy and put its numbers in order."""
-    verdict = judge(summary, gates, inverted=_inverted(summary), calibrated=calibration is not None)
+    verdict = judge(
+        summary,
+        gates,
+        inverted=_inverted(summary),
+        calibrated=calibration is not None,
+        constant_reward=bounds.low == bounds.high,
+    )
     verdict = _with_assumptions(verdict, bounds)
-    void = any(f.code == INCONSISTENT for f in verdict.findings)
-    # The self-normalized answer stays consistent under noisy log-probs; intervals from bounds do not.
-    method = "delta" if void else _headline(verdict)
-    unusable = void and verdict.level == "unreliable"
-    preference = (method, "delta", "jackknife") if method != "robust" else (method, "certified")
-
-    def estimate(record: Mapping[str, Any], **more: Any) -> Estimate:
-        made = make_estimate(record, level, headline=preference, void=void, **more)
-        return _without_interval(made) if unusable else made
+    method = headline_method(verdict, gates)
+    choice = _Choice(verdict, method, level)
+    estimate = choice.of_reward
 
     by_name = {record["name"]: record for record in summary["utility"]}
     robust = [i for i in by_name["sn_tips"]["intervals"] if i["method"] in ("robust", "certified")]
@@ -134,8 +139,8 @@ def make_policy_value(
     chosen = utilities.get(estimator)
     if chosen is None:
         chosen = Estimate(estimator, None, note=_why_missing(estimator))
-    detail = _diversity(summary, level, estimate, labels["cluster"])
-    diversity = None if summary["diversity"] is None else estimate(summary["diversity"], unit="nats")
+    detail = _diversity(summary, level, choice.of_clusters, labels["cluster"])
+    diversity = None if summary["diversity"] is None else choice.of_clusters(summary["diversity"], unit="nats")
     value = estimate(summary["value"], name="value")
     if estimator != "sn_tips":
         value = _value_of(chosen, diversity, diversity_weight, value, level)
@@ -158,10 +163,36 @@ def make_policy_value(
     )
 
 
-def _headline(verdict: Verdict) -> str:
-    """Name the interval that the verdict leaves standing."""
-    codes = {f.code for f in verdict.findings if f.severity != "info"}
-    return "robust" if verdict.level == "unreliable" or RARE_REWARD in codes else "worst_case_tail"
+class _Choice:
+    """Which interval is shown first, for quantities of the reward and for those of the clusters alone."""
+
+    def __init__(self, verdict: Verdict, method: str, level: float) -> None:
+        codes = {f.code for f in verdict.findings}
+        self.level = level
+        self.method = method
+        self.void = INCONSISTENT in codes
+        self.no_overlap = verdict.level == "unreliable"
+        self.rare = RARE_REWARD in codes
+
+    def of_reward(self, record: Mapping[str, Any], **more: Any) -> Estimate:
+        """Make an estimate that a rare reward makes doubtful: U, V, groups and welfare."""
+        made = self._make(record, self.method, **more)
+        if not self.rare or self.no_overlap or made.value is None:
+            return made
+        return replace(made, interval=None, note=TOO_RARE) if self.void or made.interval is None else made
+
+    def of_clusters(self, record: Mapping[str, Any], **more: Any) -> Estimate:
+        """Make an estimate of the clusters, which a rare reward does not touch."""
+        usual = "delta" if self.void else "robust" if self.no_overlap else "worst_case_tail"
+        return self._make(record, usual, **more)
+
+    def _make(self, record: Mapping[str, Any], method: str, **more: Any) -> Estimate:
+        bounds = {"robust": ("robust", "certified"), "certified": ("certified",)}
+        preference = bounds.get(method, (method, "delta", "jackknife"))
+        made = make_estimate(record, self.level, headline=preference, void=self.void, **more)
+        if self.void and self.no_overlap:
+            return replace(made, interval=None, intervals=dict.fromkeys(made.intervals), note=_UNUSABLE)
+        return made
 
 
 def _with_assumptions(verdict: Verdict, bounds: RewardRange) -> Verdict:
@@ -181,18 +212,6 @@ def _with_assumptions(verdict: Verdict, bounds: RewardRange) -> Verdict:
     if level == "reliable" and any(f.severity == "caution" for f in extra):
         level = "caution"
     return Verdict(level, (*verdict.findings, *extra))
-
-
-def _without_interval(estimate: Estimate) -> Estimate:
-    return Estimate(
-        name=estimate.name,
-        value=estimate.value,
-        standard_error=estimate.standard_error,
-        interval=None,
-        intervals=dict.fromkeys(estimate.intervals),
-        unit=estimate.unit,
-        note="no interval is valid: no overlap and inconsistent log-probs",
-    )
 
 
 def _why_missing(estimator: str) -> str:
@@ -297,6 +316,7 @@ def _diagnostics(d: Mapping[str, Any], calibration: AACalibration | None) -> Dia
         ess=_finite(d["ess"]),
         ess_fraction=_finite(d["ess"] / d["n_units"]),
         ess_ceiling=_finite(d["ess_ceiling"]),
+        reward_ess=_finite(d["reward_ess"]),
         max_weight_share=_finite(d["max_weight_share"]),
         mean_weight=_finite(d["mean_weight"]),
         k_hat=_finite(d["k_hat"]),
@@ -326,23 +346,3 @@ def _notes(summary: Mapping[str, Any], groups: Mapping[str | int, Estimate]) -> 
     if groups:
         notes.append("groups and welfare: SN-TIPS per group with a grouped jackknife; every group counts the same")
     return tuple(notes)
-
-
-def make_difference(record: Mapping[str, Any], level: float, a: Verdict, b: Verdict) -> Difference:
-    """Turn a native paired difference into a :class:`Difference`."""
-    bad = [name for name, v in ((record["a"], a), (record["b"], b)) if v.level == "unreliable"]
-    note = f"not to be trusted: {' and '.join(bad)} unreliable" if bad else None
-
-    def estimate(part: Mapping[str, Any], unit: str) -> Estimate:
-        # The jackknife stays among the intervals; it is not shown first where one side cannot be estimated.
-        return make_estimate(part, level, unit=unit, note=note, headline=("robust",) if bad else ("jackknife",))
-
-    diversity = record["diversity"]
-    return Difference(
-        a=record["a"],
-        b=record["b"],
-        utility=estimate(record["utility"], "reward units"),
-        diversity=None if diversity is None else estimate(diversity, "nats"),
-        value=estimate(record["value"], "reward units"),
-        note=note,
-    )

@@ -205,7 +205,8 @@ class PolicyValue:
     diagnostics, verdict
         How well the log covers this policy, and what that means.
     headline_method
-        The kind of interval shown first: ``"worst_case_tail"``, or ``"robust"`` if the overlap is poor.
+        The kind of interval shown first: ``"worst_case_tail"``; ``"robust"`` if the overlap is poor or
+        the reward rare, ``"certified"`` if it is very rare, ``"delta"`` if the log-probabilities are inconsistent.
     notes
         What else a reader has to know, a sentence each.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache, partial
 from itertools import combinations
 from typing import Any, Literal
 
@@ -12,9 +13,10 @@ import numpy as np
 
 from pope_fast import _core
 from pope_fast.errors import PopeError, SchemaError
+from pope_fast.evaluate.differences import Side, make_difference
 from pope_fast.evaluate.findings import AACalibration
-from pope_fast.evaluate.records import make_difference, make_policy_value
-from pope_fast.evaluate.results import Difference, Estimate, Evaluation, EvaluationSettings, Interval
+from pope_fast.evaluate.records import make_policy_value
+from pope_fast.evaluate.results import Difference, Estimate, Evaluation, EvaluationSettings, Interval, PolicyValue
 from pope_fast.evaluate.verdict import merge_thresholds
 from pope_fast.log import FeedbackLog, LogBatch, RewardRange, read_log
 
@@ -92,7 +94,8 @@ def evaluate(
     The headline diversity is ``H_M`` within prompts if at least half of the units have two or more draws, with the
     largest M <= ``diversity_order`` for which at least 90 % of these have M + 1; otherwise the entropy of the clusters
     over the whole log. The headline interval is ``worst_case_tail``; where the verdict is ``unreliable`` it is
-    ``robust``, which assumes nothing about overlap.
+    ``robust``, which assumes nothing about overlap. Where the reward is rare (finding ``rare_reward``), that of U and
+    V is ``robust`` too, or ``certified`` if hardly any unit shows its rare side.
 
     Examples
     --------
@@ -116,10 +119,11 @@ def evaluate(
     snapshot = state.snapshot()
     labels = {"cluster": opened.cluster_labels, "group": opened.group_labels}
     calibration = aa.result() if aa is not None else None
-    kappa = 1.0 if calibration is None else calibration.kappa
+    options["kappa"] = 1.0 if calibration is None else calibration.kappa
+    summaries = {name: snapshot.summary(name, **options) for name in names}
     results = {
         name: make_policy_value(
-            snapshot.summary(name, kappa=kappa, **options),
+            summaries[name],
             estimator=estimator,
             level=level,
             diversity_weight=diversity_weight,
@@ -145,7 +149,7 @@ def evaluate(
         policies=results,
         settings=settings,
         behavior=_behavior(snapshot.behavior(level=level), level),
-        differences=_differences(snapshot, names, results, level, options),
+        differences=_differences(snapshot, results, summaries, options),
         warnings=tuple(opened.warnings),
     )
 
@@ -318,17 +322,19 @@ def _behavior(summary: Mapping[str, Any], level: float) -> Estimate:
 
 def _differences(
     snapshot: _core.Snapshot,
-    names: list[str],
-    results: Mapping[str, Any],
-    level: float,
+    results: Mapping[str, PolicyValue],
+    summaries: Mapping[str, Mapping[str, Any]],
     options: Mapping[str, Any],
 ) -> dict[tuple[str, str], Difference]:
-    compared = names[:_MOST_COMPARED]
+    compared = list(results)[:_MOST_COMPARED]
     if len(compared) < 2:
         return {}
-    records = snapshot.differences(compared, **options)
+    level = options["level"]
+    strict = cache(lambda name: snapshot.summary(name, **{**options, "level": (1.0 + level) / 2.0}))
+    sides = {name: Side(results[name], summaries[name], partial(strict, name)) for name in compared}
+    records = snapshot.differences(compared, **{key: value for key, value in options.items() if key != "kappa"})
     return {
-        (a, b): make_difference(record, level, results[a].verdict, results[b].verdict)
+        (a, b): make_difference(record, level, sides[a], sides[b])
         for (a, b), record in zip(combinations(compared, 2), records, strict=True)
     }
 

@@ -13,7 +13,7 @@ from typing import Any
 from pope_fast.errors import PopeError
 from pope_fast.evaluate.findings import Finding, Verdict, VerdictLevel
 
-__all__ = ["DEFAULT_THRESHOLDS", "INCONSISTENT", "RARE_REWARD", "judge", "merge_thresholds"]
+__all__ = ["DEFAULT_THRESHOLDS", "INCONSISTENT", "RARE_REWARD", "headline_method", "judge", "merge_thresholds"]
 
 DEFAULT_THRESHOLDS: Mapping[str, float] = {
     "k_hat": 0.7,  # unreliable above: the mean of the weights converges too slowly
@@ -24,6 +24,7 @@ DEFAULT_THRESHOLDS: Mapping[str, float] = {
     "missing_mass": 0.1,  # caution above: share of the policy beyond weights of sqrt(n)
     "max_weight_share": 0.1,  # caution above: one unit decides
     "reward_ess": 50.0,  # caution below: the reward, or its absence, rests on that many units
+    "reward_ess_few": 5.0,  # below: so few that only the certified interval is shown
     "unseen_mass": 0.1,  # caution above: weight in clusters that occur once
     "e_value": 20.0,  # inconsistent log-probs above: 1 / .05
     "mean_log_weight_z": 3.0,  # inconsistent log-probs above, in standard errors
@@ -56,7 +57,14 @@ def merge_thresholds(given: Mapping[str, float] | None) -> dict[str, float]:
     return merged
 
 
-def judge(summary: Mapping[str, Any], gates: Mapping[str, float], *, inverted: bool, calibrated: bool) -> Verdict:
+def judge(
+    summary: Mapping[str, Any],
+    gates: Mapping[str, float],
+    *,
+    inverted: bool,
+    calibrated: bool,
+    constant_reward: bool = False,
+) -> Verdict:
     """Judge one policy from its summary.
 
     Parameters
@@ -69,12 +77,15 @@ def judge(summary: Mapping[str, Any], gates: Mapping[str, float], *, inverted: b
         Whether an interval came out with its lower end above its upper one.
     calibrated
         Whether an A/A column has calibrated the weights.
+    constant_reward
+        Whether the bounds of the reward coincide, so that there is no rare side of it.
     """
     d = summary["diagnostics"]
     findings = [
         *_overlap(d, gates),
         *_consistency(d, gates, inverted=inverted, calibrated=calibrated),
         *_cautions(summary, d, gates),
+        *([] if constant_reward else _rare_reward(d, gates)),
     ]
     gravity = ("unreliable", "caution", "info")
     findings.sort(key=lambda f: gravity.index(f.severity))
@@ -82,6 +93,22 @@ def judge(summary: Mapping[str, Any], gates: Mapping[str, float], *, inverted: b
     if findings and findings[0].severity != "info":
         level = findings[0].severity
     return Verdict(level, tuple(findings))
+
+
+def headline_method(verdict: Verdict, gates: Mapping[str, float]) -> str:
+    """Name the kind of interval of U and V that the verdict leaves standing.
+
+    Without overlap it is the robust one, and so it is where the reward is rare. Where hardly any unit shows the
+    rare side of the reward even that one is too narrow, as its ends are normal limits, and the certified one is left.
+    The self-normalized answer stays consistent under noisy log-probs; intervals from bounds do not.
+    """
+    codes = {f.code: f for f in verdict.findings}
+    if INCONSISTENT in codes:
+        return "delta"
+    rare = codes.get(RARE_REWARD)
+    if rare is not None and rare.value is not None and rare.value < gates["reward_ess_few"]:
+        return "certified"
+    return "robust" if rare is not None or verdict.level == "unreliable" else "worst_case_tail"
 
 
 def _overlap(d: Mapping[str, Any], gates: Mapping[str, float]) -> list[Finding]:
@@ -101,16 +128,18 @@ def _overlap(d: Mapping[str, Any], gates: Mapping[str, float]) -> list[Finding]:
         message = f"{n:,} units are worth only {ess:.0f} under this policy (ESS < {gates['ess']:g})"
         found.append(Finding("low_ess", "unreliable", message, ess, gates["ess"]))
     limit = math.log(n) - gates["kl_margin"]
-    if kl < 0:
+    relative_error = math.sqrt(max(1 / ess - 1 / n, 0.0))
+    # By chance the mean weight can fall below 1, and with it the estimate below a divergence that is nearly 0.
+    if kl < -3 * relative_error:
         message = f"the KL estimate is negative ({kl:.2f} nats): the log does not overlap with this policy"
-        found.append(Finding("no_overlap", "unreliable", message, kl, 0.0))
+        found.append(Finding("no_overlap", "unreliable", message, kl, -3 * relative_error))
     elif kl > limit:
         message = (
             f"the policy is {kl:.1f} nats away from the logger; {n:,} units reach {limit:.1f}. "
             f"About {math.exp(min(kl + gates['kl_margin'], 700)):,.0f} would be needed"
         )
         found.append(Finding("far_policy", "unreliable", message, kl, limit))
-    standard_error = mean * math.sqrt(max(1 / ess - 1 / n, 0.0))
+    standard_error = mean * relative_error
     if mean + 3 * standard_error < 1 - gates["unreached_mass"]:
         message = (
             f"the mean weight is {mean:.3g} where 1 is expected: at least {1 - mean - 3 * standard_error:.0%} of what "
@@ -157,13 +186,6 @@ def _cautions(summary: Mapping[str, Any], d: Mapping[str, Any], gates: Mapping[s
     if d["max_weight_share"] > gates["max_weight_share"]:
         message = f"one unit carries {d['max_weight_share']:.0%} of all weight"
         found.append(Finding("dominant_unit", "caution", message, d["max_weight_share"], gates["max_weight_share"]))
-    reward_ess = d["reward_ess"]
-    if reward_ess is not None and reward_ess < gates["reward_ess"]:
-        message = (
-            f"the reward (or its absence) rests on {reward_ess:.0f} effective units: its error is not normal, "
-            "so the interval of U and V shown is the robust one"
-        )
-        found.append(Finding(RARE_REWARD, "caution", message, reward_ess, gates["reward_ess"]))
     marginal = summary["marginal"]
     if summary["diversity_level"] == "marginal" and marginal["unseen_mass"] > gates["unseen_mass"]:
         message = f"{marginal['unseen_mass']:.0%} of the weight is in clusters that occur once: D is too low"
@@ -181,3 +203,24 @@ def _cautions(summary: Mapping[str, Any], d: Mapping[str, Any], gates: Mapping[s
         message = f"{d['zero_weight_draws']:,} logged responses are impossible under this policy"
         found.append(Finding("zero_weights", "info", message, float(d["zero_weight_draws"]), None))
     return found
+
+
+def _rare_reward(d: Mapping[str, Any], gates: Mapping[str, float]) -> list[Finding]:
+    # None stands for a reward that never leaves one end of its range: no unit shows the other side.
+    size = d["reward_ess"] or 0.0
+    # Where all units together are worth little, that is said already; rare is what is much rarer than that.
+    rarer = size < gates["reward_ess_few"] and size < d["ess"] / 4
+    if size >= gates["reward_ess"] or (d["ess"] < gates["ess"] and not rarer):
+        return []
+    if size > 0:
+        message = (
+            f"the reward, or its absence, rests on {_count(size)} effective units (< {gates['reward_ess']:g}): "
+            "an interval from its standard error would be too narrow"
+        )
+    else:
+        message = "every reward is at one end of its range: how rare the other end is, no standard error can say"
+    return [Finding(RARE_REWARD, "caution", message, size, gates["reward_ess"])]
+
+
+def _count(size: float) -> str:
+    return f"{size:.0f}" if size >= 10 else f"{size:.1f}"

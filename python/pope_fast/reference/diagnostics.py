@@ -27,6 +27,25 @@ def effective_sample_size_ceiling(
     return n * math.exp(-kl_target_behavior(logw, unit, count))
 
 
+def reward_effective_sample_size(
+    logw: npt.ArrayLike, reward: npt.ArrayLike, unit: npt.ArrayLike, count: npt.ArrayLike | None = None
+) -> float | None:
+    """Kish's effective number of units of the reward or of its absence, whichever is smaller.
+
+    Of the truncated ``w r`` and ``w (1 - r)``, with rewards in [0, 1]; None if every reward is at the same end. The
+    weights alone cannot show that an outcome is rare, or that it happens just where the weights are large.
+    """
+    x = np.asarray(logw, dtype=np.float64)
+    x = x - np.max(x)
+    w = truncate(x, truncation_level(x, unit, count))
+    r = np.asarray(reward, dtype=np.float64)
+    earned, missed = (unit_means(w * part, unit, count) for part in (r, 1.0 - r))
+    least = 1e-12 * float(np.sum(earned + missed))
+    if earned.sum() <= least or missed.sum() <= least:
+        return None
+    return float(min(part.sum() ** 2 / np.sum(part**2) for part in (earned, missed)))
+
+
 def max_weight_share(logw: npt.ArrayLike, unit: npt.ArrayLike, count: npt.ArrayLike | None = None) -> float:
     """Share of the largest unit in the total weight."""
     a = unit_means(shifted_weights(logw), unit, count)
@@ -133,6 +152,10 @@ def verdict(
     min_ess: float = 50.0,
     kl_margin: float = 1.0,
 ) -> Literal["unreliable", "reliable"]:
-    """Apply the hard gate: unreliable if k-hat > .7, ESS < 50, KL > log n - 1, or KL < 0 (no overlap)."""
-    no_answer = k_hat > max_k_hat or ess < min_ess or kl > math.log(n_units) - kl_margin or kl < 0.0
+    """Apply the hard gates: k-hat > .7, ESS < 50, KL > log n - 1, or KL significantly below 0 (no overlap).
+
+    The estimate of KL is at least the log of the mean weight, whose standard error is that of the second gate.
+    """
+    noise = math.sqrt(max(1.0 / ess - 1.0 / n_units, 0.0))
+    no_answer = k_hat > max_k_hat or ess < min_ess or kl > math.log(n_units) - kl_margin or kl < -3.0 * noise
     return "unreliable" if no_answer else "reliable"

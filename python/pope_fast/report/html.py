@@ -208,7 +208,8 @@ def _details(policy: PolicyValue) -> str:
 
 def _span_or_not(interval: Interval | None, policy: PolicyValue) -> str:
     needs_overlap = interval is not None and interval.method not in words.WITHOUT_OVERLAP
-    if interval is None or (needs_overlap and policy.verdict.level == "unreliable"):
+    doubtful = policy.verdict.level == "unreliable" or policy.headline_method in words.WITHOUT_OVERLAP
+    if interval is None or (needs_overlap and doubtful):
         return "does not hold here"
     return words.span(interval)
 
@@ -230,6 +231,7 @@ def _diagnostics(policy: PolicyValue) -> list[tuple[str, str]]:
         ("rows", f"{d.n_rows:,}"),
         ("effective sample size", words.count(d.ess)),
         ("... at best, by the divergence", words.count(d.ess_ceiling)),
+        ("... of the reward, or of its absence", words.count(d.reward_ess)),
         ("largest share of one unit", words.percent(d.max_weight_share)),
         ("mean weight (1 if covered)", words.figure(d.mean_weight)),
         ("tail index k-hat (below .7)", words.figure(d.k_hat)),

@@ -144,8 +144,9 @@ def verdict_sentence(policy: PolicyValue) -> str:
         return "The log covers this policy; estimates and intervals can be used."
     if policy.verdict.level == "caution":
         return "The log answers for this policy, but not without doubt."
-    robust = " The intervals shown are the robust ones, which need no overlap of the policies."
-    return "This log cannot answer for this policy." + (robust if policy.headline_method == "robust" else "")
+    method = policy.headline_method
+    shown = f" The intervals shown are the {label(method)} ones, which need no overlap of the policies."
+    return "This log cannot answer for this policy." + (shown if method in WITHOUT_OVERLAP else "")
 
 
 def diversity_legend(evaluation: Evaluation) -> str | None:
@@ -200,6 +201,10 @@ STEPS: Mapping[str, str] = {
     "missing_mass": "Read the interval as wide as it is: what the log never shows, no estimator can know.",
     "length_drift": "Compare response lengths: length alone can change sequence weights a great deal.",
     "unseen_clusters": "Label more responses, or use coarser clusters.",
+    "rare_reward": (
+        "Read the intervals of U and V as wide as they are, and log more prompts to narrow them "
+        "(not those alone where the rarer outcome happens: that would bias the answer)."
+    ),
     "constant_reward": "Choose a reward that varies, or look at the diversity alone.",
 }
 """What to do about a finding, by its code."""

@@ -19,6 +19,9 @@ const VERSION: u32 = 1;
 /// Digits of exact sums lie within this distance of the point: far beyond any log-probability the loader accepts.
 const MAX_DIGIT: i32 = 1 << 22;
 
+/// No honest count comes near this; it keeps sums of counts within 64 bits.
+const MAX_COUNT: u64 = 1 << 48;
+
 /// Something that can be written and read back.
 trait Store: Sized {
     fn write(&self, out: &mut Vec<u8>);
@@ -239,7 +242,7 @@ impl Store for LogHistogram {
     fn read(input: &mut Input<'_>) -> Result<Self> {
         let mut histogram = LogHistogram::default();
         for (bin, count) in Vec::<(u32, u64)>::read(input)? {
-            if count > 1 << 62 || !histogram.set(bin, count) {
+            if count > MAX_COUNT || !histogram.set(bin, count) {
                 return Err(corrupt("a histogram bin is out of range"));
             }
         }
@@ -351,7 +354,14 @@ fn is_sound(config: &Config, lane: &Lane) -> bool {
             && t.group.iter().all(|table| table.iter().all(|(slot, ..)| groups(slot as usize + 1)))
             && t.class.iter().zip(1..).all(|(c, degree)| c.as_ref().is_none_or(|c| c.z == degree + 1))
     };
-    lane.policies.len() == config.policies.len()
+    let shared = &lane.shared;
+    let units = shared.units.iter().chain(&shared.groups).flatten();
+    let counts = shared.clusters.iter().flatten().chain(units).chain(&shared.group_rows);
+    let whole_log = [&shared.rows, &shared.draws, &shared.units_repeated];
+    let zeros = lane.policies.iter().map(|p| &p.scalars.zero_draws);
+    counts.chain(whole_log).chain(zeros).all(|&n| n <= MAX_COUNT)
+        && lane.policies.iter().all(|p| p.tail.dropped() <= MAX_COUNT)
+        && lane.policies.len() == config.policies.len()
         && clusters(lane.shared.clusters.len())
         && groups(lane.shared.groups.len())
         && lane.shared.group_rows.len() == lane.shared.groups.len()

@@ -56,7 +56,7 @@ impl LogHistogram {
     /// Add another histogram.
     pub fn merge(&mut self, other: &LogHistogram) {
         for (a, b) in self.counts.iter_mut().zip(&other.counts) {
-            *a += b;
+            *a = a.wrapping_add(*b);
         }
     }
 
@@ -75,9 +75,9 @@ impl LogHistogram {
         self.counts.get_mut(bin as usize).map(|slot| *slot = count).is_some()
     }
 
-    /// Number of values counted.
+    /// Number of values counted. Wraps like [`Self::remove`], which a forged state can drive below zero.
     pub fn total(&self) -> u64 {
-        self.counts.iter().sum()
+        self.counts.iter().fold(0, |sum, &n| sum.wrapping_add(n))
     }
 
     /// Mean and sample standard deviation of the floored values times `factor`.

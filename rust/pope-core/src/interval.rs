@@ -74,7 +74,7 @@ impl<'a> Sample<'a> {
 
     /// Number of units.
     pub fn len(&self) -> f64 {
-        self.parts.iter().map(|h| h.total()).sum::<u64>() as f64
+        self.parts.iter().map(|h| h.total() as f64).sum()
     }
 
     /// No units?

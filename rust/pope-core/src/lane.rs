@@ -196,7 +196,7 @@ impl Shared {
     #[inline(always)]
     fn count(&mut self, unit: &UnitStats, degree: usize, groups: &[GroupMass], place: &Placement) {
         let times = place.times();
-        self.draws += unit.draws as u64 * times;
+        self.draws += math::whole(unit.draws) * times;
         self.units_repeated += u64::from(unit.draws >= 2.0) * times;
         place.each(|bucket, times| self.units[degree - 1][bucket] += times);
         if times == 1 {
@@ -209,7 +209,7 @@ impl Shared {
         }
         for c in &unit.clusters {
             let [draws, units] = &mut self.clusters[c.slot as usize];
-            *draws += c.draws as u64 * place.times();
+            *draws += math::whole(c.draws) * place.times();
             *units += place.times();
         }
         for g in groups {
@@ -523,14 +523,8 @@ fn tail_unit(view: &ChunkView<'_>, b: &Buffers, from: usize, to: usize, key: u64
 
 /// Log-weights, leave-one-out baseline, zero weights, largest unit weight.
 #[inline(always)]
-fn add_scalars(
-    unit: &UnitStats,
-    scale: &UnitScale,
-    place: &Placement,
-    row_units: bool,
-    s: &mut PolicyScalars,
-) {
-    s.zero_draws += scale.zeros as u64 * place.times();
+fn add_scalars(unit: &UnitStats, scale: &UnitScale, place: &Placement, row_units: bool, s: &mut PolicyScalars) {
+    s.zero_draws += math::whole(scale.zeros) * place.times();
     if unit.a > 0.0 {
         let e = math::exponent(unit.a);
         s.raise_max(unit.e + e, unit.a * math::pow2(i64::from(-e)));

@@ -165,10 +165,73 @@ impl ExactSum {
 }
 
 const PRE_ROUND_BLOCK: usize = 256;
+/// Columns of [`add_rows`].
+pub const WIDTH: usize = 8;
+
+/// Add every column of at most 256 rows to its sum, exactly; pre-rounding as in [`ExactSum::add_slice`], one column per
+/// vector lane.
+#[inline(always)]
+pub fn add_rows(rows: &[[f64; WIDTH]], sums: &mut [ExactSum; WIDTH]) {
+    debug_assert!(rows.len() <= PRE_ROUND_BLOCK);
+    let mut top = [0.0f64; WIDTH];
+    for row in rows {
+        for j in 0..WIDTH {
+            let size = row[j].abs();
+            top[j] = if size > top[j] { size } else { top[j] };
+        }
+    }
+    let mut in_range = true;
+    let mut anchor = [0.0f64; WIDTH];
+    for j in 0..WIDTH {
+        let e = if top[j] == 0.0 { 0 } else { math::exponent(top[j]) };
+        in_range &= (-800..=900).contains(&e);
+        anchor[j] = 1.5 * math::pow2(i64::from(e) + 10);
+    }
+    let mut parts = [[0.0f64; WIDTH]; 3];
+    let mut left = [0.0f64; WIDTH];
+    for row in rows {
+        let mut x = *row;
+        for (level, part) in parts.iter_mut().enumerate() {
+            let finer = math::pow2(-43 * level as i64);
+            for j in 0..WIDTH {
+                let grid = anchor[j] * finer;
+                let high = (x[j] + grid) - grid;
+                part[j] += high;
+                x[j] -= high;
+            }
+        }
+        for j in 0..WIDTH {
+            left[j] += x[j].abs();
+        }
+    }
+    for (j, sum) in sums.iter_mut().enumerate() {
+        if in_range && left[j] == 0.0 {
+            parts.iter().filter(|part| part[j] != 0.0).for_each(|part| sum.add(part[j]));
+        } else {
+            rows.iter().for_each(|row| sum.add(row[j]));
+        }
+    }
+}
+
+const LANES: usize = 8;
+
+/// Take the parts of `x` on the three grids away into `sums`; what is left is added to `left`.
+#[inline(always)]
+fn split(mut x: [f64; LANES], grids: &[f64; 3], sums: &mut [[f64; LANES]; 3], left: &mut [f64; LANES]) {
+    for level in 0..3 {
+        for j in 0..LANES {
+            let high = (x[j] + grids[level]) - grids[level];
+            sums[level][j] += high;
+            x[j] -= high;
+        }
+    }
+    for j in 0..LANES {
+        left[j] += x[j].abs();
+    }
+}
 
 #[inline(always)]
 fn pre_round(xs: &[f64]) -> Option<[f64; 3]> {
-    const LANES: usize = 8;
     let mut max = [0.0f64; LANES];
     let (chunks, rest) = (xs.chunks_exact(LANES), xs.chunks_exact(LANES).remainder());
     for chunk in chunks.clone() {
@@ -192,24 +255,12 @@ fn pre_round(xs: &[f64]) -> Option<[f64; 3]> {
     let grids = [anchor(0), anchor(1), anchor(2)];
     let mut sums = [[0.0f64; LANES]; 3];
     let mut left = [0.0f64; LANES];
-    let mut add = |mut x: [f64; LANES]| {
-        for (sum, grid) in sums.iter_mut().zip(grids) {
-            for j in 0..LANES {
-                let high = (x[j] + grid) - grid;
-                sum[j] += high;
-                x[j] -= high;
-            }
-        }
-        for j in 0..LANES {
-            left[j] += x[j].abs();
-        }
-    };
     for chunk in chunks {
-        add(core::array::from_fn(|j| chunk[j]));
+        split(core::array::from_fn(|j| chunk[j]), &grids, &mut sums, &mut left);
     }
     let mut last = [0.0; LANES];
     last[..rest.len()].copy_from_slice(rest);
-    add(last);
+    split(last, &grids, &mut sums, &mut left);
     left.iter().all(|&x| x == 0.0).then(|| sums.map(|lanes| lanes.iter().sum()))
 }
 
@@ -281,6 +332,17 @@ mod tests {
             let mut sliced = ExactSum::default();
             sliced.add_slice(&xs);
             prop_assert_eq!(sliced.digits(), sum_of(&xs).digits());
+        }
+
+        #[test]
+        fn rows_of_columns(rows in prop::collection::vec(prop::array::uniform8(wide()), 0..60), like in any::<bool>()) {
+            let rows: Vec<[f64; 8]> = if like { rows.iter().map(|r| r.map(|x| x % 3.0)).collect() } else { rows };
+            let mut sums: [ExactSum; 8] = Default::default();
+            add_rows(&rows, &mut sums);
+            for (j, sum) in sums.iter().enumerate() {
+                let column: Vec<f64> = rows.iter().map(|row| row[j]).collect();
+                prop_assert_eq!(sum.digits(), sum_of(&column).digits());
+            }
         }
 
         #[test]

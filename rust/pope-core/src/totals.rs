@@ -7,7 +7,7 @@
 use crate::hash::mix;
 use crate::hist::LogHistogram;
 use crate::simd::multiversion;
-use crate::sum::ExactSum;
+use crate::sum::{ExactSum, WIDTH, add_rows};
 use crate::unit::{MAX_DEGREE, MAX_ORDER, UnitStats};
 
 /// Number of hashed unit buckets.
@@ -23,6 +23,8 @@ pub const PAIRS: usize = Z * (Z + 1) / 2;
 /// Weights of a unit may be this many octaves from 1 and still go through plain doubles (degree 8 stays in range).
 const PLAIN_OCTAVES: i32 = 60;
 const BLOCK: usize = 256;
+/// Length of the blocks of [`BucketBlock`].
+const BUCKET_BLOCK: usize = 32;
 /// Length of the blocks of [`PairBlock`], of which there is one per cluster.
 const PAIR_BLOCK: usize = 64;
 /// Clusters or groups whose bucket sums are stored as a dense table; rarer ones share a map.
@@ -145,6 +147,27 @@ pub struct ClassTotals {
     /// Histograms of `Y_M`, one per order.
     pub upper: Vec<LogHistogram>,
     block: Option<Box<Block>>,
+    waiting: Vec<BucketBlock>,
+}
+
+/// Rows that wait for their bucket: one cache line each instead of eight sums in eight places.
+#[derive(Clone, Debug)]
+#[repr(align(64))]
+struct BucketBlock {
+    rows: [[f64; FIRST]; BUCKET_BLOCK],
+    len: usize,
+}
+
+impl Default for BucketBlock {
+    fn default() -> Self {
+        BucketBlock { rows: [[0.0; FIRST]; BUCKET_BLOCK], len: 0 }
+    }
+}
+
+multiversion! {
+    fn add_bucket(rows: &[[f64; FIRST]], sums: &mut [ExactSum; FIRST]) {
+        add_rows(rows, sums);
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -164,6 +187,7 @@ impl ClassTotals {
             lower: vec![LogHistogram::default(); degree - 1],
             upper: vec![LogHistogram::default(); degree - 1],
             block: None,
+            waiting: Vec::new(),
         }
     }
 
@@ -171,13 +195,10 @@ impl ClassTotals {
     fn add(&mut self, unit: &UnitStats, place: &Placement, sign: Sign) {
         let z = [unit.a, unit.n, unit.p[0], unit.p[1], unit.p[2]];
         let used = self.z;
-        let ordinary = sign == Sign::Plus && place.times() == 1;
+        let plain = sign == Sign::Plus && place.times() == 1 && unit.e.abs() <= PLAIN_OCTAVES;
         let first = [z[0], z[1], z[2], z[3], z[4], unit.z[0], unit.z[1], unit.z[2]];
-        if ordinary {
-            let sums = &mut self.buckets[place.only()];
-            for i in (0..used).chain(Z..Z + used - 2) {
-                sums[i].add_positive(first[i], DEGREE[i] * unit.e);
-            }
+        if plain {
+            self.wait(place.only(), first, unit.e);
         } else {
             place.each(|bucket, times| {
                 for (i, sum) in self.buckets[bucket].iter_mut().enumerate() {
@@ -194,8 +215,8 @@ impl ClassTotals {
             count(&mut self.lower[order], unit.x[order], 0, times, sign);
             count(&mut self.upper[order], unit.y[order], 0, times, sign);
         }
-        if ordinary && unit.e.abs() <= PLAIN_OCTAVES {
-            return self.push(z, unit.e);
+        if plain {
+            return;
         }
         for j in 0..used {
             for i in 0..=j {
@@ -205,16 +226,30 @@ impl ClassTotals {
         }
     }
 
+    /// Let a unit's values wait: in the order of units for the products, in that of buckets for the first-order sums.
     #[inline(always)]
-    fn push(&mut self, z: [f64; Z], e: i32) {
+    fn wait(&mut self, bucket: usize, first: [f64; FIRST], e: i32) {
         let block = self.block.get_or_insert_with(|| Box::new(Block { z: [[0.0; BLOCK]; Z], len: 0 }));
-        let at = block.len;
-        for i in 0..self.z {
-            block.z[i][at] = z[i] * crate::math::pow2(i64::from(DEGREE[i] * e));
+        let up = crate::math::pow2(i64::from(e));
+        let (up2, up3) = (up * up, up * up * up);
+        let powers = [up, up, up2, up3, up2 * up2, up2, up3, up2 * up2];
+        let first: [f64; FIRST] = core::array::from_fn(|i| first[i] * powers[i]);
+        for i in 0..Z {
+            block.z[i][block.len] = first[i];
         }
-        block.len = at + 1;
+        block.len += 1;
         if block.len == BLOCK {
             flush(&block.z, BLOCK, self.z, &mut self.gram);
+            block.len = 0;
+        }
+        if self.waiting.is_empty() {
+            self.waiting.resize_with(BUCKETS, BucketBlock::default);
+        }
+        let block = &mut self.waiting[bucket];
+        block.rows[block.len] = first;
+        block.len += 1;
+        if block.len == BUCKET_BLOCK {
+            add_bucket(&block.rows, &mut self.buckets[bucket]);
             block.len = 0;
         }
     }
@@ -223,6 +258,9 @@ impl ClassTotals {
     pub fn settle(&mut self) {
         if let Some(block) = self.block.take() {
             flush(&block.z, block.len, self.z, &mut self.gram);
+        }
+        for (block, sums) in self.waiting.drain(..).zip(&mut self.buckets) {
+            add_bucket(&block.rows[..block.len], sums);
         }
     }
 
@@ -495,7 +533,7 @@ impl Totals {
     }
 }
 
-const _: () = assert!(MAX_ORDER + 2 == Z);
+const _: () = assert!(MAX_ORDER + 2 == Z && FIRST == WIDTH);
 
 #[cfg(test)]
 mod tests {

@@ -69,7 +69,7 @@ impl UnitStats {
     /// How many of `P_1 .. P_4` the unit can estimate: `min(K, 4)`, or 1 without clusters. Its class.
     #[inline(always)]
     pub fn degree(&self, has_cluster: bool) -> usize {
-        if has_cluster { (self.draws as usize).clamp(1, MAX_DEGREE) } else { 1 }
+        if has_cluster { (math::whole(self.draws) as usize).clamp(1, MAX_DEGREE) } else { 1 }
     }
 }
 
@@ -87,6 +87,9 @@ pub struct Scratch {
     table: Vec<PowerSums>,
     others: Vec<u32>,
     touched: Vec<u32>,
+    /// Coefficients of the unit size seen last; most logs have one size.
+    per_k: f64,
+    per_tuple: [f64; MAX_ORDER],
 }
 
 /// Power sums of [`LANES`] clusters, one column per cluster.
@@ -159,7 +162,7 @@ pub fn unit_stats(rows: &Rows, encoded: &Encoded, u: usize, slots: &Slots, scrat
 /// Add the rows to their clusters' power sums; the clusters of the unit go to `touched` in canonical order.
 #[inline(always)]
 fn group_rows(rows: &Rows, encoded: &Encoded, from: usize, to: usize, slots: &Slots, scratch: &mut Scratch) {
-    let Scratch { table, others, touched } = scratch;
+    let Scratch { table, others, touched, .. } = scratch;
     if table.len() < slots.len() {
         table.resize(slots.len(), PowerSums::default());
     }
@@ -177,11 +180,15 @@ fn group_rows(rows: &Rows, encoded: &Encoded, from: usize, to: usize, slots: &Sl
             *p += q;
         }
     }
-    touched.clear();
+    // All direct slots have room before any is written, so that the loop does not ask for it.
+    touched.resize(DIRECT, 0);
+    let mut n = 0;
     while direct != 0 {
-        touched.push(direct.trailing_zeros());
+        touched[n % DIRECT] = direct.trailing_zeros();
         direct &= direct - 1;
+        n += 1;
     }
+    touched.truncate(n);
     if !others.is_empty() {
         others.sort_unstable_by_key(|&slot| slots.key(slot));
         touched.append(others);
@@ -197,16 +204,18 @@ fn cluster_stats(encoded: &Encoded, u: usize, from: usize, to: usize, scratch: &
     let all = [q1, q2, q3, q4].map(|q| total(&q[from..to]) as f64 * scale.step);
     let mut same = [0.0f64; MAX_ORDER]; // sum_c e_d(c), d = 2..4
     let mut apart = [0.0f64; MAX_ORDER]; // sum_c p_1(c) e_v(all rows outside c), v = 1..3
-    for slots in scratch.touched.chunks(LANES) {
+    out.clusters.extend(scratch.touched.iter().map(|&slot| ClusterMass { slot, draws: 0.0, mass: 0.0 }));
+    for clusters in out.clusters.chunks_mut(LANES) {
         let mut p: Columns = [[0.0; LANES]; MAX_DEGREE];
         let mut draws = [0.0; LANES];
-        for (j, &slot) in slots.iter().enumerate() {
-            let sums = core::mem::take(&mut scratch.table[slot as usize]);
+        for (j, c) in clusters.iter_mut().enumerate() {
+            let sums = core::mem::take(&mut scratch.table[c.slot as usize]);
             for d in 0..MAX_DEGREE {
                 p[d][j] = sums.p[d] as f64 * scale.step;
             }
             draws[j] = sums.draws;
-            out.clusters.push(ClusterMass { slot, draws: sums.draws, mass: p[0][j] * per_draw });
+            c.draws = sums.draws;
+            c.mass = p[0][j] * per_draw;
         }
         let [a, b] = polynomials(&p, &draws, all, k);
         for d in 0..MAX_ORDER {
@@ -215,24 +224,38 @@ fn cluster_stats(encoded: &Encoded, u: usize, from: usize, to: usize, scratch: &
         }
     }
     let whole = elementary(all[0], all[1], all[2], all[3], k);
-    let (mut x, mut y, mut choose) = (0.0, 0.0, k);
+    if scratch.per_k != k {
+        (scratch.per_k, scratch.per_tuple) = (k, tuples(k));
+    }
+    let up = power_of_two(scale.e);
+    let (mut x, mut y, mut factor) = (0.0, 0.0, up);
     for v in 1..=MAX_ORDER {
         if k < (v + 1) as f64 {
             break;
         }
-        choose = choose * (k - v as f64) / (v + 1) as f64; // C(K, v+1)
-        let per = 1.0 / choose;
-        let factor = power_of_two((v as i32 + 1) * scale.e) / v as f64;
-        let z = apart[v - 1] * per / (v + 1) as f64;
+        factor *= up;
+        let per = scratch.per_tuple[v - 1];
+        let z = apart[v - 1] * (per * PER_ORDER[v - 1]);
         let t = whole[v - 1] * per;
+        let share = factor * PER_TERM[v - 1];
         out.p[v - 1] = same[v - 1] * per;
         out.z[v - 1] = z;
-        x += if z > 0.0 { z * factor } else { 0.0 };
+        x += if z > 0.0 { z * share } else { 0.0 };
         // Below this share of t, the difference is what rounding leaves where all draws lie apart.
-        y += if t - z > 1e-13 * t { (t - z) * factor } else { 0.0 };
+        y += if t - z > 1e-13 * t { (t - z) * share } else { 0.0 };
         out.x[v - 1] = x;
         out.y[v - 1] = y;
     }
+}
+
+/// `1 / (v + 1)` and `1 / v`.
+const PER_ORDER: [f64; MAX_ORDER] = [1.0 / 2.0, 1.0 / 3.0, 1.0 / 4.0];
+const PER_TERM: [f64; MAX_ORDER] = [1.0, 1.0 / 2.0, 1.0 / 3.0];
+
+/// `1 / C(k, v + 1)`, `v = 1, 2, 3`; infinite where there is no such tuple.
+#[cold]
+fn tuples(k: f64) -> [f64; MAX_ORDER] {
+    [2, 3, 4].map(|d| 1.0 / math::binomial(k, d))
 }
 
 #[inline(always)]
