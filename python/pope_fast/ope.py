@@ -121,7 +121,9 @@ def summary(
         raise SchemaError("there are no rows", column="reward")
     if (columns["baseline"] is None) != (columns["baseline_mean"] is None):
         raise PopeError("baseline and baseline_mean go together: DR needs the prediction and its policy mean")
-    columns = _side_by_side(columns)
+    order = _unit_order(columns["unit_key"])
+    if order is not None:
+        columns = {name: None if values is None else values[order] for name, values in columns.items()}
     state = _core.State(
         [_POLICY],
         _bounds(columns["reward"], reward_range),
@@ -134,15 +136,19 @@ def summary(
     )
     means = columns.pop("baseline_mean")
     target = columns.pop("target_logprob")
-    state.update(
-        columns.pop("unit_key"),
-        columns.pop("behavior_logprob"),
-        [target],
-        columns.pop("reward"),
-        baseline_means=None if means is None else [means],
-        threads=threads,
-        **columns,
-    )
+    try:
+        state.update(
+            columns.pop("unit_key"),
+            columns.pop("behavior_logprob"),
+            [target],
+            columns.pop("reward"),
+            baseline_means=None if means is None else [means],
+            threads=threads,
+            **columns,
+        )
+    except SchemaError as error:
+        row = error.row if error.row is None or order is None else int(order[error.row])
+        raise SchemaError(error.message, column=error.column, row=row, remedy=error.remedy) from None
     return state.snapshot().summary(_POLICY, **options)
 
 
@@ -175,13 +181,11 @@ def _keys(name: str, values: npt.ArrayLike | None) -> npt.NDArray[np.int64] | No
     raise SchemaError(f"must hold integers or strings, not {array.dtype}", column=name)
 
 
-def _side_by_side(columns: dict[str, Any]) -> dict[str, Any]:
-    """Bring the rows of a unit together if they are not."""
-    unit = columns["unit_key"]
+def _unit_order(unit: npt.NDArray[np.int64] | None) -> npt.NDArray[np.intp] | None:
+    """Return the order that brings the rows of a unit together, or None if they already are."""
     if unit is None or _core.UnitScan().feed(unit) < 0:
-        return columns
-    order = np.argsort(unit, kind="stable")
-    return {name: None if values is None else values[order] for name, values in columns.items()}
+        return None
+    return np.argsort(unit, kind="stable")
 
 
 def _bounds(reward: npt.NDArray[Any], declared: tuple[float, float] | None) -> tuple[float, float]:

@@ -162,9 +162,7 @@ def through(state: _core.State, way: int) -> _core.State:
     return state
 
 
-@pytest.mark.parametrize(("pieces", "seed"), [(1, 0), (7, 0), (7, 1), (7, 2), (100, 0)])
-def test_partitions(rows, whole, pieces, seed):
-    """States of parts, merged in any order and grouping, on the way through bytes and pickle."""
+def merged(rows: Rows, pieces: int, seed: int) -> str:
     rng = np.random.default_rng(seed)
     cuts = np.sort(rng.integers(0, len(rows) + 1, size=pieces - 1)).tolist()
     parts = [
@@ -179,7 +177,19 @@ def test_partitions(rows, whole, pieces, seed):
         a, b = (states.pop(int(rng.integers(len(states)))) for _ in range(2))
         a.merge(b)
         states.append(through(a, int(rng.integers(3))))
-    assert read(states[0]) == whole
+    return read(states[0])
+
+
+@pytest.mark.parametrize(("pieces", "seed"), [(1, 0), (7, 0), (7, 1), (7, 2), (25, 0)])
+def test_partitions(rows, whole, pieces, seed):
+    """States of parts, merged in any order and grouping, on the way through bytes and pickle."""
+    assert merged(rows, pieces, seed) == whole
+
+
+@pytest.mark.parametrize("kind", ["prompts", "many clusters"])
+def test_a_hundred_partitions(kind):
+    rows = KINDS[kind]
+    assert merged(rows, 100, 1) == read(rows.feed(rows.state()))
 
 
 def test_merge_has_an_identity(rows, whole):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pope_fast import _core
+from pope_fast.evaluate.records import make_policy_value
+from pope_fast.evaluate.results import PolicyValue
+from pope_fast.evaluate.verdict import merge_thresholds
+from pope_fast.log import RewardRange
 
 # Log-probabilities are at most 0; what both policies share cancels in the ratio.
 COMMON = -60.0
@@ -61,3 +66,17 @@ def k_hat(reading: Reading) -> float:
     """Tail index, infinite if there is no tail to fit."""
     value = reading.diagnostics["k_hat"]
     return math.inf if value is None else float(value)
+
+
+def shown(reading: Reading, *, level: float = 0.95, thresholds: Mapping[str, float] | None = None) -> PolicyValue:
+    """What ``pope_fast.evaluate`` makes of a reading: verdict, and the interval that it puts first."""
+    return make_policy_value(
+        reading.summary,
+        estimator="sn_tips",
+        level=level,
+        diversity_weight=1.0,
+        gates=merge_thresholds(thresholds),
+        labels={"cluster": {}, "group": {}},
+        calibration=None,
+        bounds=RewardRange(0.0, 1.0, "declared"),
+    )

@@ -8,12 +8,10 @@ from typing import Any
 
 from pope_fast.evaluate.records import TOO_RARE, make_estimate
 from pope_fast.evaluate.results import Difference, Estimate, PolicyValue
+from pope_fast.evaluate.tails import Ends, difference_tail
 from pope_fast.evaluate.verdict import INCONSISTENT, RARE_REWARD
 
 __all__ = ["Side", "make_difference"]
-
-Ends = Mapping[str, Mapping[str, float]]
-"""Intervals by method."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,10 @@ def make_difference(record: Mapping[str, Any], level: float, a: Side, b: Side) -
     def estimate(name: str, unit: str, *, of_reward: bool) -> Estimate:
         part = record[name]
         intervals = list(part["intervals"])
-        tail = None if void else _worst_case_tail(intervals, _part(a.summary, name), _part(b.summary, name))
+        paired = next((i["interval"] for i in intervals if i["method"] == "jackknife"), None)
+        tail = None
+        if paired is not None and not void:
+            tail = difference_tail(paired, _part(a.summary, name), _part(b.summary, name))
         if tail is not None:
             intervals.append({"method": "worst_case_tail", "interval": tail})
         bounded = rare and of_reward
@@ -82,24 +83,6 @@ def _part(summary: Mapping[str, Any], name: str) -> Ends:
     found = summary[name]
     part = next(e for e in found if e["name"] == "sn_tips") if name == "utility" else found
     return {item["method"]: item["interval"] for item in part["intervals"]}
-
-
-def _worst_case_tail(intervals: list[Mapping[str, Any]], a: Ends, b: Ends) -> dict[str, float] | None:
-    """Widen the jackknife's interval by what the tails of both policies add to their own intervals."""
-    paired = next((i["interval"] for i in intervals if i["method"] == "jackknife"), None)
-    tails = _tail(a), _tail(b)
-    if paired is None or tails[0] is None or tails[1] is None:
-        return None
-    (below_a, above_a), (below_b, above_b) = tails[0], tails[1]
-    return {"low": paired["low"] - below_a - above_b, "high": paired["high"] + above_a + below_b}
-
-
-def _tail(ends: Ends) -> tuple[float, float] | None:
-    """How far the worst-case tail reaches below and above the interval without it."""
-    plain, wide = ends.get("delta", ends.get("jackknife")), ends.get("worst_case_tail")
-    if plain is None or wide is None:
-        return None
-    return max(plain["low"] - wide["low"], 0.0), max(wide["high"] - plain["high"], 0.0)
 
 
 def _apart(a: Ends, policy_a: PolicyValue, b: Ends, policy_b: PolicyValue) -> dict[str, float] | None:

@@ -15,6 +15,7 @@ from pope_fast.evaluate.results import (
     PolicyValue,
     VarianceParts,
 )
+from pope_fast.evaluate.tails import with_group_tails
 from pope_fast.evaluate.verdict import INCONSISTENT, RARE_REWARD, headline_method, judge
 from pope_fast.log import RewardRange
 
@@ -144,7 +145,10 @@ def make_policy_value(
     value = estimate(summary["value"], name="value")
     if estimator != "sn_tips":
         value = _value_of(chosen, diversity, diversity_weight, value, level)
-    groups = {_label(group["key"], labels["group"]): estimate(group["utility"]) for group in summary["groups"]}
+    lost = max(summary["diagnostics"]["truncated_share"], 0.0)
+    high = bounds.high if bounds.high > bounds.low else bounds.low + 1.0
+    by_group, welfare = with_group_tails(summary["groups"], summary["welfare"], lost, bounds.low, high)
+    groups = {_label(group["key"], labels["group"]): estimate(group["utility"]) for group in by_group}
     return PolicyValue(
         policy=summary["policy"],
         value=value,
@@ -155,7 +159,7 @@ def make_policy_value(
         diversity_detail=detail,
         variance=_variance(summary["variance"], diversity_weight),
         groups=groups,
-        welfare={record["name"]: estimate(record) for record in summary["welfare"]},
+        welfare={record["name"]: estimate(record) for record in welfare},
         diagnostics=_diagnostics(summary["diagnostics"], calibration),
         verdict=verdict,
         headline_method=method,

@@ -405,7 +405,7 @@ impl State {
             return Err(corrupt("the checksum does not match"));
         }
         let config = Config::read(&mut input)?;
-        config.check()?;
+        config.check().map_err(|error| Error::State(format!("not a valid state: {error}")))?;
         let mut lane = Lane::new(&config);
         lane.clusters = Slots::read(&mut input)?;
         lane.groups = Slots::read(&mut input)?;

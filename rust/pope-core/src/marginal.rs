@@ -30,8 +30,12 @@ impl Marginal {
         let mut position = vec![usize::MAX; slots.len()];
         order.iter().enumerate().for_each(|(at, &slot)| position[slot as usize] = at);
         let mut buckets = vec![Vec::new(); BUCKETS];
+        // A label without a place can only come from a forged state; there is nothing to count it under.
+        let place = |slot: u32| position.get(slot as usize).copied().filter(|&at| at < order.len());
         for (slot, bucket, sum) in totals.cluster.mass.iter() {
-            buckets[bucket].push((position[slot as usize], sum.dd(scale).value()));
+            if let Some(at) = place(slot) {
+                buckets[bucket].push((at, sum.dd(scale).value()));
+            }
         }
         let mut mass = vec![0.0; order.len()];
         for bucket in &mut buckets {

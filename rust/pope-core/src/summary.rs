@@ -355,20 +355,21 @@ impl Snapshot {
     }
 
     /// What the log itself earned.
-    pub fn behavior(&self, level: f64) -> BehaviorSummary {
+    pub fn behavior(&self, level: f64) -> Result<BehaviorSummary> {
+        Options { level, ..Options::default() }.check()?;
         let (n, shared) = (self.lane.shared.n_units() as f64, &self.lane.shared);
         let mean = shared.reward[0].value() / n;
         let square = shared.reward[1].value() - n * mean * mean;
         let estimate = Estimate { value: mean, standard_error: (square.max(0.0) / (n - 1.0) / n).sqrt() };
         let Estimate { value, standard_error } = self.to_reward(estimate);
-        BehaviorSummary {
+        Ok(BehaviorSummary {
             value,
             standard_error,
             interval: Interval::around(value, t_of_level(level, n - 1.0) * standard_error),
             n_units: shared.n_units(),
             n_rows: shared.rows,
             n_draws: shared.draws,
-        }
+        })
     }
 
     /// Every policy minus every later one, by the grouped jackknife on the units both share.
@@ -936,7 +937,9 @@ impl<'a> Reading<'a> {
         let mut sums = vec![vec![[0.0f64; 2]; slots.len()]; BUCKETS];
         for (which, table) in self.cut_totals.group.iter().enumerate() {
             for (slot, bucket, sum) in table.iter() {
-                sums[bucket][position[slot as usize]][which] = sum.dd(self.cut.scale).value();
+                if let Some(place) = position.get(slot as usize).and_then(|&at| sums[bucket].get_mut(at)) {
+                    place[which] = sum.dd(self.cut.scale).value();
+                }
             }
         }
         let mut whole = vec![[0.0f64; 2]; slots.len()];

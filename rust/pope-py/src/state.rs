@@ -177,7 +177,8 @@ impl PySnapshot {
     /// What the log itself earned.
     #[pyo3(signature = (*, level=0.95))]
     fn behavior<'py>(&self, py: Python<'py>, level: f64) -> PyResult<Bound<'py, PyAny>> {
-        to_object(py, self.0.behavior(level).into())
+        let summary = run(py, |_| self.0.behavior(level))?;
+        to_object(py, summary.into())
     }
 }
 
