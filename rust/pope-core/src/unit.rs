@@ -86,7 +86,6 @@ struct PowerSums {
 pub struct Scratch {
     table: Vec<PowerSums>,
     others: Vec<u32>,
-    touched: Vec<u32>,
     /// Coefficients of the unit size seen last; most logs have one size.
     per_k: f64,
     per_tuple: [f64; MAX_ORDER],
@@ -154,15 +153,23 @@ pub fn unit_stats(rows: &Rows, encoded: &Encoded, u: usize, slots: &Slots, scrat
     out.x = [0.0; MAX_ORDER];
     out.y = [0.0; MAX_ORDER];
     if !rows.cluster.is_empty() {
-        group_rows(rows, encoded, from, to, slots, scratch);
+        group_rows(rows, encoded, from, to, slots, scratch, &mut out.clusters);
         cluster_stats(encoded, u, from, to, scratch, out);
     }
 }
 
-/// Add the rows to their clusters' power sums; the clusters of the unit go to `touched` in canonical order.
+/// Add the rows to their clusters' power sums, and list the clusters in canonical order.
 #[inline(always)]
-fn group_rows(rows: &Rows, encoded: &Encoded, from: usize, to: usize, slots: &Slots, scratch: &mut Scratch) {
-    let Scratch { table, others, touched, .. } = scratch;
+fn group_rows(
+    rows: &Rows,
+    encoded: &Encoded,
+    from: usize,
+    to: usize,
+    slots: &Slots,
+    scratch: &mut Scratch,
+    clusters: &mut Vec<ClusterMass>,
+) {
+    let Scratch { table, others, .. } = scratch;
     if table.len() < slots.len() {
         table.resize(slots.len(), PowerSums::default());
     }
@@ -180,18 +187,18 @@ fn group_rows(rows: &Rows, encoded: &Encoded, from: usize, to: usize, slots: &Sl
             *p += q;
         }
     }
-    // All direct slots have room before any is written, so that the loop does not ask for it.
-    touched.resize(DIRECT, 0);
-    let mut n = 0;
-    while direct != 0 {
-        touched[n % DIRECT] = direct.trailing_zeros();
-        direct &= direct - 1;
-        n += 1;
+    clusters.clear();
+    let mass = |slot| ClusterMass { slot, draws: 0.0, mass: 0.0 };
+    if clusters.capacity() < DIRECT {
+        clusters.reserve(DIRECT);
     }
-    touched.truncate(n);
+    while direct != 0 {
+        clusters.push(mass(direct.trailing_zeros()));
+        direct &= direct - 1;
+    }
     if !others.is_empty() {
         others.sort_unstable_by_key(|&slot| slots.key(slot));
-        touched.append(others);
+        clusters.extend(others.drain(..).map(mass));
     }
 }
 
@@ -204,7 +211,6 @@ fn cluster_stats(encoded: &Encoded, u: usize, from: usize, to: usize, scratch: &
     let all = [q1, q2, q3, q4].map(|q| total(&q[from..to]) as f64 * scale.step);
     let mut same = [0.0f64; MAX_ORDER]; // sum_c e_d(c), d = 2..4
     let mut apart = [0.0f64; MAX_ORDER]; // sum_c p_1(c) e_v(all rows outside c), v = 1..3
-    out.clusters.extend(scratch.touched.iter().map(|&slot| ClusterMass { slot, draws: 0.0, mass: 0.0 }));
     for clusters in out.clusters.chunks_mut(LANES) {
         let mut p: Columns = [[0.0; LANES]; MAX_DEGREE];
         let mut draws = [0.0; LANES];
