@@ -110,14 +110,16 @@ def test_utility_estimators(name, twin, case):
     assert_same(named(case.summary["utility"], name), twin(*case.rows()))
 
 
-@pytest.mark.parametrize("seed", [3, 4])
-def test_psis(seed):
-    """Without ties, which can share their order statistics in more than one way."""
-    log = by_unit(small_log(seed, units=150, spread=1.8, largest_count=1))
+@pytest.mark.parametrize(("seed", "largest_count", "digits"), [(3, 1, None), (4, 1, None), (3, 3, None), (4, 3, 1)])
+def test_psis(seed, largest_count, digits):
+    """Also with counted rows and, where weights are rounded, with ties: these share the mean of their ranks."""
+    log = by_unit(small_log(seed, units=150, spread=1.8, largest_count=largest_count))
+    logw = log.logw if digits is None else np.round(log.logw, digits)
     state = _core.State(["p"], (0.0, 1.0))
-    state.update(log.unit, np.full(len(log.logw), COMMON), [log.logw + COMMON], log.reward)
+    behavior = np.full(len(logw), COMMON)
+    state.update(log.unit, behavior, [logw + COMMON], log.reward, count=log.count.astype(float))
     record = named(state.snapshot().summary("p")["utility"], "psis")
-    assert_same(record, utility.psis((log.logw + COMMON) - COMMON, log.reward, log.unit))
+    assert_same(record, utility.psis((logw + COMMON) - COMMON, log.reward, log.unit, log.count))
 
 
 def test_rows_as_units():

@@ -121,7 +121,10 @@ def test_the_formula_of_the_value(evaluation: Evaluation, caution: Evaluation) -
 
 def test_every_code_that_moves_a_verdict_has_a_step() -> None:
     source = inspect.getsource(verdict) + inspect.getsource(records)
-    codes = set(re.findall(r"Finding\(\s*\"(\w+)\", \"(?:caution|unreliable)\"", source)) | {verdict.INCONSISTENT}
+    codes = set(re.findall(r"Finding\(\s*\"(\w+)\", \"(?:caution|unreliable)\"", source)) | {
+        verdict.INCONSISTENT,
+        verdict.RARE_REWARD,
+    }
     assert len(codes) >= 8
     assert codes <= set(words.STEPS)
 

@@ -45,23 +45,27 @@ WORLDS = {
     "steep, n=1000, KL 1": Row(1000, LogNormal(1.0, -4.0, 1.5), 0.93),
     "steeper, n=1000, KL 2": Row(1000, LogNormal(2.0, -3.0, 2.0), 0.93),
     "steep, above the gate, n=5000, KL 1": Row(5000, LogNormal(1.0, -4.0, 1.5), 1.0, 300),
-    "seven successes, n=1000, KL .02": Row(1000, LogNormal(0.02, -5.0, 0.0), 0.92),
-    "one or two successes, n=500": Row(500, LogNormal(0.0, -6.0, 0.5), 0.85),
-    "rare failures, n=300, KL .1": Row(300, LogNormal(0.1, 4.0, -1.0), 0.94),
+    "seven successes, n=1000, KL .02": Row(1000, LogNormal(0.02, -5.0, 0.0), 0.92, 400),
+    "one or two successes, n=500": Row(500, LogNormal(0.0, -6.0, 0.5), 0.85, 400),
+    "rare failures, n=300, KL .1": Row(300, LogNormal(0.1, 4.0, -1.0), 0.94, 400),
 }
 
 
 @pytest.mark.parametrize("name", WORLDS)
 def test_the_shown_interval_covers(name):
     row = WORLDS[name]
-    covered = tail = 0
+    covered, tail, times = 0, 0, row.times
     for logw, reward in row.world.replicates(101, row.n, row.times):
         reading = read(logw, reward)
         interval = shown(reading).utility.interval
         low, high = reading.intervals["worst_case_tail"]
-        covered += interval.low <= row.world.utility <= interval.high
         tail += low <= row.world.utility <= high
-    assert covered / row.times >= least(row.times)
+        if interval is None:  # the false alarm that the log-probabilities are inconsistent
+            times -= 1
+            continue
+        covered += interval.low <= row.world.utility <= interval.high
+    assert times >= 0.97 * row.times
+    assert covered / times >= least(times)
     # Without the finding it would not: the gate is there for a reason.
     assert tail / row.times <= row.worst_case_tail + 2 * standard_error(row.worst_case_tail, row.times)
 
