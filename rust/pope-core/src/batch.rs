@@ -319,3 +319,33 @@ multiversion! {
         }
     }
 }
+
+multiversion! {
+    /// First rows of units, and the number of rows.
+    pub fn mark_starts(unit: Option<&[i64]>, n: usize, starts: &mut Vec<usize>) {
+        const BLOCK: usize = 64;
+        starts.clear();
+        let Some(unit) = unit else {
+            starts.extend(0..=n);
+            return;
+        };
+        starts.push(0);
+        // A flag per row first, which is vector code; then only the rows that begin a unit.
+        let (later, earlier) = (&unit[1..n], &unit[..n - 1]);
+        let mut flags = [0u8; BLOCK];
+        for (block, (later, earlier)) in later.chunks(BLOCK).zip(earlier.chunks(BLOCK)).enumerate() {
+            flags.fill(0);
+            for (flag, (a, b)) in flags.iter_mut().zip(later.iter().zip(earlier)) {
+                *flag = u8::from(a != b);
+            }
+            for (word, bytes) in flags.chunks_exact(8).enumerate() {
+                let mut bits = bytes.iter().rev().fold(0u64, |bits, &byte| bits << 8 | u64::from(byte));
+                while bits != 0 {
+                    starts.push(block * BLOCK + word * 8 + bits.trailing_zeros() as usize / 8 + 1);
+                    bits &= bits - 1;
+                }
+            }
+        }
+        starts.push(n);
+    }
+}

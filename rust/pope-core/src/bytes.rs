@@ -17,7 +17,7 @@ use crate::unit::MAX_DEGREE;
 const MAGIC: &[u8; 8] = b"POPEFAST";
 const VERSION: u32 = 1;
 /// Digits of exact sums lie within this distance of the point: far beyond any log-probability the loader accepts.
-const MAX_DIGIT: i32 = 1 << 22;
+const MAX_DIGIT: u32 = 1 << 22;
 
 /// No honest count comes near this; it keeps sums of counts within 64 bits.
 const MAX_COUNT: u64 = 1 << 48;
@@ -227,7 +227,7 @@ impl Store for ExactSum {
     }
     fn read(input: &mut Input<'_>) -> Result<Self> {
         let digits = Vec::<(i32, i64)>::read(input)?;
-        if digits.iter().any(|&(i, digit)| i.abs() > MAX_DIGIT || digit.abs() > 1 << 31) {
+        if digits.iter().any(|&(i, digit)| i.unsigned_abs() > MAX_DIGIT || digit.unsigned_abs() > 1 << 31) {
             return Err(corrupt("a sum is out of range"));
         }
         Ok(ExactSum::from_digits(&digits))

@@ -103,8 +103,9 @@ impl Fixed {
     }
 }
 
+/// Round towards zero; `|x|` must be below 2^63.
 #[inline(always)]
-fn to_integer(x: f64) -> i64 {
+pub fn to_integer(x: f64) -> i64 {
     debug_assert!(x.abs() < 9.3e18);
     // SAFETY: scales are chosen so that |x| < 2^63, and inputs are finite (validated when loaded).
     unsafe { x.to_int_unchecked() }

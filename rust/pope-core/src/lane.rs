@@ -1,11 +1,11 @@
 //! One thread's share of the work: rows in, exact sums out.
 
-use crate::batch::{self, Batch, Ints};
+use crate::batch::{self, Batch};
 use crate::error::Result;
 use crate::fixed::{Encoded, Fixed, Rows, UnitScale};
 use crate::math;
 use crate::simd::multiversion;
-use crate::slots::{DIRECT, Slots};
+use crate::slots::Slots;
 use crate::state::Config;
 use crate::sum::ExactSum;
 use crate::tail::{Tail, TailRow, TailUnit};
@@ -306,10 +306,10 @@ impl Lane {
         let n = end - start;
         let b = &mut self.buffers;
         load_shared(config, batch, start, end, b)?;
-        mark_starts(batch.unit.map(|unit| &unit[start..end]), n, &mut b.rows.starts);
+        batch::mark_starts(batch.unit.map(|unit| &unit[start..end]), n, &mut b.rows.starts);
         b.rows.cluster.clear();
         if let Some(cluster) = batch.cluster {
-            load_clusters(cluster, start, end, &mut self.clusters, &mut b.rows.cluster);
+            self.clusters.load(cluster, start, end, &mut b.rows.cluster);
         }
         b.group.clear();
         if let Some(group) = batch.group {
@@ -377,38 +377,6 @@ impl Lane {
             a.tail.merge(&b.tail);
         }
     }
-}
-
-/// First rows of units, and the number of rows.
-fn mark_starts(unit: Option<&[i64]>, n: usize, starts: &mut Vec<usize>) {
-    starts.clear();
-    match unit {
-        Some(unit) => {
-            // Every row writes, and only the first row of a unit moves on: no branch to guess wrong.
-            starts.resize(n + 1, 0);
-            let mut at = 1;
-            for i in 1..n {
-                starts[at] = i;
-                at += usize::from(unit[i] != unit[i - 1]);
-            }
-            starts.truncate(at);
-        }
-        None => starts.extend(0..n),
-    }
-    starts.push(n);
-}
-
-/// Slots of cluster keys.
-fn load_clusters(column: Ints<'_>, start: usize, end: usize, slots: &mut Slots, out: &mut Vec<u32>) {
-    match column {
-        Ints::I32(keys) if are_direct(&keys[start..end]) => out.extend(keys[start..end].iter().map(|&key| key as u32)),
-        _ => out.extend((start..end).map(|row| slots.slot(column.get(row)))),
-    }
-}
-
-/// Are all keys their own slots?
-fn are_direct(keys: &[i32]) -> bool {
-    keys.iter().fold(0, |all, &key| all | key as u32) < DIRECT as u32
 }
 
 /// Check the values of rows `start..end` without counting them.

@@ -4,7 +4,7 @@
 //! self-normalized cluster masses. The latter is what practitioners compute; it is badly biased for few responses per
 //! prompt (theory 2.2), which is why an evaluation reports the unbiased family instead.
 
-use crate::batch::{self, Floats, Ints};
+use crate::batch::{self, Floats, Ints, mark_starts};
 use crate::error::{Error, Result};
 use crate::field::record;
 use crate::fixed::Fixed;
@@ -16,6 +16,8 @@ use crate::sum::ExactSum;
 
 const CHUNK: usize = 1024;
 const TASK: usize = 1 << 16;
+/// Prompts that wait before their values are summed.
+const FLUSH: usize = 512;
 /// Per prompt: weight, weighted reward, squares and product of these, clipped, squared weight, entropy and its square.
 const COLUMNS: usize = 9;
 
@@ -122,7 +124,8 @@ pub fn prompt_scan(columns: ScanColumns<'_>, threads: usize, interrupt: &mut dyn
         Ok(())
     })?;
     let mut total = Worker::default();
-    for worker in &workers {
+    for worker in &mut workers {
+        worker.flush();
         crate::totals::merge_sums(&mut total.sums, &worker.sums);
         total.prompts += worker.prompts;
         total.max = total.max.max(worker.max);
@@ -148,6 +151,12 @@ pub fn prompt_scan(columns: ScanColumns<'_>, threads: usize, interrupt: &mut dyn
 }
 
 impl Worker {
+    /// Bring what waits into the sums.
+    fn flush(&mut self) {
+        add_columns(&self.buffers.columns, &mut self.sums);
+        self.buffers.columns.iter_mut().for_each(Vec::clear);
+    }
+
     fn chunk(&mut self, columns: &ScanColumns<'_>, start: usize, end: usize) -> Result<()> {
         let n = end - start;
         let b = &mut self.buffers;
@@ -159,21 +168,17 @@ impl Worker {
         batch::load_finite(columns.reward, "reward", start, &mut b.r)?;
         batch::log_weights(&mut b.l, &b.b, &mut b.w);
         b.slot.clear();
-        match columns.cluster {
-            Some(Ints::I32(c)) => b.slot.extend(c[start..end].iter().map(|&key| self.slots.slot(i64::from(key)))),
-            Some(Ints::I64(c)) => b.slot.extend(c[start..end].iter().map(|&key| self.slots.slot(key))),
-            None => {}
+        if let Some(cluster) = columns.cluster {
+            self.slots.load(cluster, start, end, &mut b.slot);
         }
         b.table.resize(self.slots.len(), 0);
-        b.starts.clear();
-        b.starts.push(0);
-        let prompt = &columns.prompt[start..end];
-        b.starts.extend((1..n).filter(|&i| prompt[i] != prompt[i - 1]));
-        b.starts.push(n);
+        mark_starts(Some(&columns.prompt[start..end]), n, &mut b.starts);
         self.prompts += b.starts.len() as u64 - 1;
         let max = scan_chunk(b, columns.clip, &self.slots);
         self.max = self.max.max(max);
-        add_columns(&b.columns, &mut self.sums);
+        if b.columns[0].len() >= FLUSH {
+            self.flush();
+        }
         Ok(())
     }
 }
@@ -190,7 +195,6 @@ multiversion! {
     fn scan_chunk(b: &mut Buffers, clip: f64, slots: &Slots) -> f64 {
         let has_cluster = !b.slot.is_empty();
         let mut max = 0.0f64;
-        b.columns.iter_mut().for_each(Vec::clear);
         b.mass.clear();
         b.ends.clear();
         for u in 0..b.starts.len() - 1 {

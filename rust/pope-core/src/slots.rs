@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use crate::batch::Ints;
 use crate::hash::BuildMix;
 
 /// Keys `0..DIRECT` are their own slot, so that the usual small integer labels cost no look-up.
@@ -37,6 +38,16 @@ impl Slots {
         slot
     }
 
+    /// Append the slots of the keys in rows `start..end`.
+    pub fn load(&mut self, keys: Ints<'_>, start: usize, end: usize, out: &mut Vec<u32>) {
+        match keys {
+            Ints::I32(keys) if are_direct(&keys[start..end]) => {
+                out.extend(keys[start..end].iter().map(|&key| key as u32));
+            }
+            _ => out.extend((start..end).map(|row| self.slot(keys.get(row)))),
+        }
+    }
+
     /// The key of a slot.
     #[inline(always)]
     pub fn key(&self, slot: u32) -> i64 {
@@ -55,4 +66,9 @@ impl Slots {
     pub fn len(&self) -> usize {
         self.keys.len()
     }
+}
+
+/// Are all keys their own slots?
+fn are_direct(keys: &[i32]) -> bool {
+    keys.iter().fold(0, |all, &key| all | key as u32) < DIRECT as u32
 }

@@ -124,7 +124,8 @@ fn polynomials(p: &Columns, draws: &[f64; LANES], all: [f64; MAX_DEGREE], k: f64
         apart[1][j] = p[0][j] * f2;
         apart[2][j] = p[0][j] * f3;
     }
-    [same.map(sum_lanes), apart.map(sum_lanes)]
+    let sums = |x: &[[f64; LANES]; MAX_ORDER]| [sum_lanes(x[0]), sum_lanes(x[1]), sum_lanes(x[2])];
+    [sums(&same), sums(&apart)]
 }
 
 #[inline(always)]
@@ -138,15 +139,16 @@ pub fn unit_stats(rows: &Rows, encoded: &Encoded, u: usize, slots: &Slots, scrat
     let scale = &encoded.units[u];
     let (from, to) = (rows.starts[u], rows.starts[u + 1]);
     let per_draw = 1.0 / scale.draws;
-    let mean = |q: &[i64], step: f64| total(&q[from..to]) as f64 * step * per_draw;
+    let [a, n, r, l, wl] = sums(encoded, from, to);
+    let mean = |q: i64, step: f64| q as f64 * step * per_draw;
     out.e = scale.e;
     out.draws = scale.draws;
     out.l_max = scale.l_max;
-    out.a = mean(&encoded.w[0], scale.step);
-    out.n = mean(&encoded.wr, scale.step);
-    out.r = mean(&encoded.r, scale.step);
-    out.l = mean(&encoded.l, scale.l_step);
-    out.wl = mean(&encoded.wl, scale.l_step);
+    out.a = mean(a, scale.step);
+    out.n = mean(n, scale.step);
+    out.r = mean(r, scale.step);
+    out.l = mean(l, scale.l_step);
+    out.wl = mean(wl, scale.l_step);
     out.clusters.clear();
     out.p = [0.0; MAX_ORDER];
     out.z = [0.0; MAX_ORDER];
@@ -156,6 +158,25 @@ pub fn unit_stats(rows: &Rows, encoded: &Encoded, u: usize, slots: &Slots, scrat
         group_rows(rows, encoded, from, to, slots, scratch, &mut out.clusters);
         cluster_stats(encoded, u, from, to, scratch, out);
     }
+}
+
+/// Sums of `w, w r, r, l, w l` over rows.
+#[inline(always)]
+fn sums(encoded: &Encoded, from: usize, to: usize) -> [i64; 5] {
+    let (w, wr, r) = (&encoded.w[0][from..to], &encoded.wr[from..to], &encoded.r[from..to]);
+    let (l, wl) = (&encoded.l[from..to], &encoded.wl[from..to]);
+    if w.len() == 8 {
+        return [total(w), total(wr), total(r), total(l), total(wl)];
+    }
+    let mut sums = [0i64; 5];
+    for k in 0..w.len() {
+        sums[0] += w[k];
+        sums[1] += wr[k];
+        sums[2] += r[k];
+        sums[3] += l[k];
+        sums[4] += wl[k];
+    }
+    sums
 }
 
 /// Add the rows to their clusters' power sums, and list the clusters in canonical order.
@@ -173,7 +194,8 @@ fn group_rows(
     if table.len() < slots.len() {
         table.resize(slots.len(), PowerSums::default());
     }
-    let [q1, q2, q3, q4] = encoded.w.each_ref().map(|q| &q[from..to]);
+    let [q1, q2, q3, q4] = &encoded.w;
+    let (q1, q2, q3, q4) = (&q1[from..to], &q2[from..to], &q3[from..to], &q4[from..to]);
     let mut direct = 0u64;
     for (k, &slot) in rows.cluster[from..to].iter().enumerate() {
         let sums = &mut table[slot as usize];
@@ -208,7 +230,21 @@ fn cluster_stats(encoded: &Encoded, u: usize, from: usize, to: usize, scratch: &
     let scale = &encoded.units[u];
     let (k, per_draw) = (scale.draws, 1.0 / scale.draws);
     let [q1, q2, q3, q4] = &encoded.w;
-    let all = [q1, q2, q3, q4].map(|q| total(&q[from..to]) as f64 * scale.step);
+    let (q1, q2, q3, q4) = (&q1[from..to], &q2[from..to], &q3[from..to], &q4[from..to]);
+    let mut all = [0i64; MAX_DEGREE];
+    for k in 0..q1.len() {
+        all[0] += q1[k];
+        all[1] += q2[k];
+        all[2] += q3[k];
+        all[3] += q4[k];
+    }
+    // Spelled out: `array::map` is a call into code that was compiled for any CPU.
+    let all = [
+        all[0] as f64 * scale.step,
+        all[1] as f64 * scale.step,
+        all[2] as f64 * scale.step,
+        all[3] as f64 * scale.step,
+    ];
     let mut same = [0.0f64; MAX_ORDER]; // sum_c e_d(c), d = 2..4
     let mut apart = [0.0f64; MAX_ORDER]; // sum_c p_1(c) e_v(all rows outside c), v = 1..3
     for clusters in out.clusters.chunks_mut(LANES) {
