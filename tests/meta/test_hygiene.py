@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# The lock file names the registry that cargo itself wrote there. This file must name what it looks for.
-EXEMPT = {"Cargo.lock", "LICENSE", "tests/meta/test_hygiene.py"}
+# The lock file names the registry that cargo itself wrote there.
+EXEMPT = {"Cargo.lock", "LICENSE"}
+# Spelled in parts, so that this file does not hold what it looks for.
+HOSTS = [("pypi", "org"), ("pythonhosted", "org"), ("crates", "io"), ("npmjs", "org"), ("npmjs", "com")]
+HOSTS += [("proxy.golang", "org"), ("download.pytorch", "org"), ("conda.anaconda", "org")]
+UNFINISHED = ["TO" + "DO", "FIX" + "ME", "X" * 3, "NotImplemented" + "Error", "unimplemented" + "!", "to" + "do!"]
 FORBIDDEN = {
     "path of one machine": re.compile(r"(?<![\w.$}/-])/(work|root|tmp|home|Users)/\w"),
-    "host of a package registry": re.compile(
-        r"(pypi\.org|pythonhosted\.org|crates\.io|npmjs\.(org|com)|proxy\.golang\.org|download\.pytorch\.org|conda\.anaconda\.org)"
-    ),
-    "unfinished work": re.compile(r"\b(TODO|FIXME|XXX|NotImplementedError|unimplemented!|todo!)"),
+    "host of a package registry": re.compile("|".join(re.escape(".".join(host)) for host in HOSTS)),
+    "unfinished work": re.compile(r"\b(" + "|".join(UNFINISHED) + ")"),
 }
 
 
@@ -54,10 +56,10 @@ def test_no_file_holds(what: str) -> None:
 @pytest.mark.parametrize(
     ("what", "line"),
     [
-        ("path of one machine", 'open("/tmp/log.parquet")'),
-        ("path of one machine", "cd /home/someone/src"),
-        ("host of a package registry", "pip install --index-url https://pypi.org/simple"),
-        ("unfinished work", "raise NotImplementedError"),
+        ("path of one machine", 'open("/' + 'tmp/log.parquet")'),
+        ("path of one machine", "cd /" + "home/someone/src"),
+        ("host of a package registry", "pip install --index-url https://" + ".".join(HOSTS[0]) + "/simple"),
+        ("unfinished work", f"raise {UNFINISHED[3]}"),
     ],
 )
 def test_the_search_finds_what_it_should(what: str, line: str) -> None:
