@@ -9,7 +9,7 @@ import pytest
 from core_logs import Log, make
 
 from pope_fast import _core
-from pope_fast.errors import PopeError, SchemaError
+from pope_fast.errors import OverlapError, PopeError, SchemaError
 
 N, K = 60, 5
 ROWS = N * K
@@ -293,7 +293,7 @@ def test_too_little_to_say_anything(log):
 
 
 def test_a_policy_that_never_answers_like_this(log):
-    with pytest.raises(PopeError, match="probability 0 under policy 'p'"):
+    with pytest.raises(OverlapError, match="probability 0 under policy 'p'"):
         log.but(target=np.full(ROWS, -np.inf)).summary()
 
 

@@ -6,7 +6,8 @@
 use crate::error::{Error, Result};
 use crate::hash::checksum;
 use crate::hist::LogHistogram;
-use crate::lane::{Lane, PolicyScalars, Shared};
+use crate::lane::{Lane, Shared};
+use crate::scalars::PolicyScalars;
 use crate::slots::{DIRECT, Slots};
 use crate::state::{Config, Fragment, State};
 use crate::sum::ExactSum;

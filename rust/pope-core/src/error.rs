@@ -27,6 +27,8 @@ pub enum Error {
     Shape(String),
     /// Arguments or states that do not go together.
     Config(String),
+    /// The log says nothing about a policy.
+    Overlap(String),
     /// Bytes that are not a state, or states that do not merge.
     State(String),
     /// The caller asked to stop.
@@ -40,7 +42,9 @@ impl fmt::Display for Error {
                 write!(f, "column '{column}', row {row}: {problem}. Remedy: {remedy}")
             }
             Error::Length { column, problem } => write!(f, "column '{column}': {problem}"),
-            Error::Shape(message) | Error::Config(message) | Error::State(message) => f.write_str(message),
+            Error::Shape(message) | Error::Config(message) | Error::Overlap(message) | Error::State(message) => {
+                f.write_str(message)
+            }
             Error::Interrupted => f.write_str("interrupted"),
         }
     }

@@ -80,14 +80,6 @@ impl LogHistogram {
         self.counts.iter().fold(0, |sum, &n| sum.wrapping_add(n))
     }
 
-    /// Mean and sample standard deviation of the floored values times `factor`.
-    pub fn moments(&self, factor: f64) -> (f64, f64) {
-        let n = self.total() as f64;
-        let mean = self.iter().map(|(x, c)| x * factor * c as f64).sum::<f64>() / n;
-        let square = self.iter().map(|(x, c)| (x * factor - mean).powi(2) * c as f64).sum::<f64>();
-        (mean, (square / (n - 1.0)).sqrt())
-    }
-
     /// `sum ln(1 + a (x factor - b))`, over the floored values; needs `a b < 1`.
     pub fn sum_log1p(&self, a: f64, b: f64, factor: f64) -> f64 {
         self.iter().map(|(x, c)| math::ln(1.0 + a * (x * factor - b)) * c as f64).sum()
@@ -118,7 +110,6 @@ mod tests {
         h.add(0.75, 1, 3);
         h.add(1.5, 0, 2);
         assert_eq!(h.iter().collect::<Vec<_>>(), [(1.5, 5)]);
-        assert_eq!(h.moments(2.0), (3.0, 0.0));
         h.remove(1.5, 0, 5);
         assert_eq!(h.total(), 0);
     }

@@ -25,6 +25,7 @@ pub mod math;
 pub mod par;
 pub mod psis;
 pub mod ragged;
+pub mod scalars;
 pub mod scan;
 pub mod simd;
 pub mod slots;

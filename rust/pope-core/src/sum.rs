@@ -135,11 +135,6 @@ impl ExactSum {
         sum
     }
 
-    /// Is the sum zero?
-    pub fn is_zero(&self) -> bool {
-        self.digits().is_empty()
-    }
-
     /// Has nothing but zeros ever been added? (A sum that has cancelled is zero but not blank.)
     pub fn is_blank(&self) -> bool {
         self.near == [0; NEAR] && self.far.is_none()

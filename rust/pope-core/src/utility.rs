@@ -5,8 +5,8 @@
 
 use crate::cut::{A, N, Point, Sums};
 use crate::field::record;
-use crate::lane::PolicyScalars;
 use crate::math;
+use crate::scalars::PolicyScalars;
 
 record! {
     /// A value with its standard error.

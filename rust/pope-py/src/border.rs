@@ -11,6 +11,7 @@ use pyo3::exceptions::{PyKeyboardInterrupt, PyRuntimeError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
+pyo3::import_exception!(pope_fast.errors, OverlapError);
 pyo3::import_exception!(pope_fast.errors, PopeError);
 pyo3::import_exception!(pope_fast.errors, SchemaError);
 pyo3::import_exception!(pope_fast.errors, StateError);
@@ -40,6 +41,7 @@ fn to_python(py: Python<'_>, error: Error) -> PyErr {
         Error::Value { column, row, problem, remedy } => schema_error(py, problem, &column, Some((row, remedy))),
         Error::Length { column, problem } => schema_error(py, problem, &column, None),
         Error::Shape(message) => SchemaError::new_err(message),
+        Error::Overlap(message) => OverlapError::new_err(message),
         Error::State(message) => StateError::new_err(message),
         other => PopeError::new_err(other.to_string()),
     }

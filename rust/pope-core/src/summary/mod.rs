@@ -130,7 +130,7 @@ impl<'a> Reading<'a> {
         let totals = &snapshot.lane.policies[policy].totals;
         let Some(scale) = natural_scale(totals) else {
             let name = &snapshot.config.policies[policy];
-            return Err(Error::Config(format!(
+            return Err(Error::Overlap(format!(
                 "every logged response has probability 0 under policy '{name}': the log says nothing about it"
             )));
         };
