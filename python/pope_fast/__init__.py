@@ -79,19 +79,25 @@ def __dir__() -> list[str]:
     return __all__
 
 
+def _verb(name: str) -> property:
+    """Return the function of a verb for the attribute that its sub-package of the same name would take."""
+
+    def get(self: ModuleType) -> Any:
+        return getattr(import_module(f"pope_fast.{name}"), name)
+
+    def ignore(self: ModuleType, module: ModuleType) -> None:
+        pass
+
+    return property(get, ignore)
+
+
 class _Package(ModuleType):
-    """Keeps ``pope_fast.evaluate`` the function, although a sub-package has the same name.
+    """Keeps ``pope_fast.evaluate`` the function, although a sub-package has the same name; so for each such verb.
 
     The import system binds a sub-package to its parent when it is first imported; here that binding is dropped.
     """
 
-    @property
-    def evaluate(self) -> Any:
-        return import_module("pope_fast.evaluate").evaluate
-
-    @evaluate.setter
-    def evaluate(self, module: ModuleType) -> None:
-        pass
+    evaluate = _verb("evaluate")
 
 
 sys.modules[__name__].__class__ = _Package

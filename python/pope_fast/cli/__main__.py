@@ -1,0 +1,5 @@
+"""``python -m pope_fast.cli``."""
+
+from pope_fast.cli import main
+
+main()

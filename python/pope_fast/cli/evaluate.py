@@ -1,0 +1,181 @@
+"""``pope evaluate``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pope_fast.cli.common import (
+    ColumnOption,
+    JsonOption,
+    LogArgument,
+    PolicyOption,
+    QuietOption,
+    RangeOption,
+    name_values,
+    policy_map,
+    user_errors,
+    write_text,
+)
+from pope_fast.cli.common import (
+    bounds as parse_bounds,
+)
+from pope_fast.errors import PopeWarning
+
+if TYPE_CHECKING:
+    from pope_fast.evaluate.results import Evaluation
+
+
+class FailOn(StrEnum):
+    """Verdicts that a caller may want to stop at."""
+
+    caution = "caution"
+    unreliable = "unreliable"
+
+
+class ClusterScope(StrEnum):
+    """Whether a cluster means the same in every prompt."""
+
+    log = "log"
+    prompt = "prompt"
+
+
+def evaluate(
+    log: LogArgument,
+    policy: PolicyOption = None,
+    column: ColumnOption = None,
+    diversity_weight: Annotated[
+        float, typer.Option(metavar="F", help="lambda in V = U + lambda D, reward units per unit of D.")
+    ] = 1.0,
+    diversity_order: Annotated[int, typer.Option(metavar="M", help="Order of the diversity measure H_M.")] = 3,
+    unit: Annotated[str, typer.Option(metavar="prompt|row|COLUMN", help="What is independent.")] = "prompt",
+    level: Annotated[float, typer.Option(metavar="F", help="Coverage of the intervals.")] = 0.95,
+    reward_range: RangeOption = None,
+    estimator: Annotated[str, typer.Option(metavar="NAME", help="Estimator of U that is shown first.")] = "sn_tips",
+    cluster_scope: Annotated[
+        ClusterScope, typer.Option(help="Whether a cluster means the same in every prompt of the log.")
+    ] = ClusterScope.log,
+    aa_policy: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Behavior policy scored a second time: measures log-prob noise."),
+    ] = None,
+    threshold: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A gate of the verdict, e.g. ess=100.")
+    ] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(metavar="A,B", help="Show the paired difference A - B. Repeat for several."),
+    ] = None,
+    truth: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Truth file of a simulated log: shown beside the estimates."),
+    ] = None,
+    json_to: JsonOption = None,
+    html_to: Annotated[str | None, typer.Option("--html", metavar="FILE", help="Write a self-contained page.")] = None,
+    fail_on: Annotated[FailOn | None, typer.Option(help="Exit with 1 if any verdict is this bad or worse.")] = None,
+    threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="Threads; by default all there are.")] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Estimate utility U, diversity D and value V = U + lambda D of every target policy in a log.
+
+    Prints a table with intervals and, for each policy, a verdict on whether the log can answer at all.
+    """
+    policies, columns, thresholds = policy_map(policy), name_values(column, "--column"), _thresholds(threshold)
+    bounds, compared = parse_bounds(reward_range), _compared(compare)
+    with user_errors():
+        from pope_fast.evaluate import evaluate as estimate
+        from pope_fast.log import read_log
+
+        known = _truth(truth)
+        # What the reader of the log warns about comes with the evaluation, and is printed with it.
+        warnings.simplefilter("ignore", PopeWarning)
+        evaluation = estimate(
+            read_log(
+                log,
+                columns=columns or None,
+                policies=policies,
+                reward_range=bounds,
+                unit=unit,
+                progress=False if quiet else None,
+            ),
+            diversity_weight=diversity_weight,
+            diversity_order=diversity_order,
+            estimator=estimator,
+            level=level,
+            unit=unit,
+            cluster_scope=cluster_scope.value,
+            thresholds=thresholds,
+            aa_policy=aa_policy,
+            threads=threads,
+            progress=False if quiet else None,
+        )
+        pairs = [(d.a, d.b) for d in (evaluation.compare(a, b) for a, b in compared)]
+        _deliver(evaluation, known, pairs, json_to, html_to, quiet)
+    if fail_on is not None and evaluation.verdict.at_least(fail_on.value):
+        typer.echo(f"verdict: {evaluation.verdict.level} (--fail-on {fail_on.value})", err=True)
+        raise typer.Exit(1)
+
+
+def _truth(path: str | None) -> Mapping[str, Any] | None:
+    if path is None:
+        return None
+    from pope_fast.report.json import load_truth
+
+    return load_truth(path)
+
+
+def _deliver(
+    evaluation: Evaluation,
+    truth: Mapping[str, Any] | None,
+    compared: Sequence[tuple[str, str]],
+    json_to: str | None,
+    html_to: str | None,
+    quiet: bool,
+) -> None:
+    if html_to is not None:
+        from pope_fast.report.html import render_page
+
+        write_text(html_to, render_page(evaluation, truth=truth, title=f"pope_fast: {evaluation.settings.source}"))
+    if json_to is not None:
+        from pope_fast.report.json import dumps
+
+        text = dumps(evaluation.to_json())
+        if json_to == "-":
+            typer.echo(text)
+            return
+        write_text(json_to, text + "\n")
+    if not quiet:
+        from rich.console import Console
+
+        from pope_fast.report.table import render, render_text
+
+        console = Console(highlight=False)
+        width, plain, pairs = console.width, console.options.ascii_only, compared or None
+        if console.is_terminal:
+            console.print(render(evaluation, width=width, truth=truth, compare=pairs, ascii_only=plain))
+        else:
+            typer.echo(render_text(evaluation, width=width, truth=truth, compare=pairs, ascii_only=plain))
+
+
+def _thresholds(values: Sequence[str] | None) -> dict[str, float] | None:
+    thresholds: dict[str, float] = {}
+    for name, value in name_values(values, "--threshold").items():
+        try:
+            thresholds[name] = float(value)
+        except ValueError:
+            raise typer.BadParameter(f"{value!r} is not a number", param_hint="--threshold") from None
+    return thresholds or None
+
+
+def _compared(values: Sequence[str] | None) -> list[tuple[str, str]]:
+    pairs = []
+    for value in values or ():
+        names = tuple(part.strip() for part in value.split(","))
+        if len(names) != 2 or not all(names):
+            raise typer.BadParameter(f"{value!r} is not of the form A,B", param_hint="--compare")
+        pairs.append((names[0], names[1]))
+    return pairs
