@@ -1,8 +1,10 @@
 """Pluralistic off-policy evaluation: what another model would have earned on these prompts, and for whom.
 
-The pipeline has five verbs; each is a function here and a command of ``pope``::
+The verbs of the pipeline are functions here and commands of ``pope``::
 
-    log -> validate -> evaluate -> compare
+    log -> validate -> score (log-probs) -> cluster (perspectives) -> evaluate -> align, and score again
+
+``sample`` draws fresh responses, ``simulate`` makes logs with known truth.
 
 >>> import pope_fast as pope
 >>> evaluation = pope.evaluate(pope.demo_log(), diversity_weight=0.5)
@@ -21,10 +23,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pope_fast import align, ope, simulate
+    from pope_fast.cluster import cluster
     from pope_fast.data import demo_log
     from pope_fast.errors import OverlapError, PopeError, PopeWarning, SchemaError, StateError
     from pope_fast.evaluate import Evaluation, PolicyValue, evaluate
     from pope_fast.log import FeedbackLog, ValidationReport, read_log, validate
+    from pope_fast.sample import sample
+    from pope_fast.score import score
 
     __version__: str
 
@@ -57,10 +62,13 @@ __all__ = [
     "ValidationReport",
     "__version__",
     "align",
+    "cluster",
     "demo_log",
     "evaluate",
     "ope",
     "read_log",
+    "sample",
+    "score",
     "simulate",
     "validate",
 ]
@@ -98,7 +106,10 @@ class _Package(ModuleType):
     The import system binds a sub-package to its parent when it is first imported; here that binding is dropped.
     """
 
+    cluster = _verb("cluster")
     evaluate = _verb("evaluate")
+    sample = _verb("sample")
+    score = _verb("score")
 
 
 sys.modules[__name__].__class__ = _Package

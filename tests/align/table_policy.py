@@ -82,8 +82,7 @@ class Table:
             ref_logprob=self.ref_theta.log_softmax(dim=1)[x, y].detach(),
             reward=self.reward[x, y],
             prompt=index,
-            cluster=self.cluster[x, y],
-            **columns,
+            **{"cluster": self.cluster[x, y], **columns},
         )
 
     def population(self, scale: int = 1) -> LossInputs:

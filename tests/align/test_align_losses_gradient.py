@@ -11,9 +11,15 @@ from torch import Tensor
 
 from pope_fast.align.losses import Diversity, LossInputs, Objective, Weighting, pope_loss
 
-RAW = Weighting(truncation="none")
+RAW = Weighting(truncation="none", taper="none")
 LAMBDA, BETA = 0.7, 0.3
-MEASURES = (Diversity("gini"), Diversity("h_m", order=2), Diversity("coverage", order=3))
+
+
+def exact_diversity(measure: str = "h_m", **changes: object) -> Diversity:
+    return Diversity(measure, bounded=False, **changes)  # type: ignore[arg-type]
+
+
+MEASURES = (exact_diversity("gini"), exact_diversity("h_m", order=2), exact_diversity("coverage", order=3))
 
 
 def unbiased(**changes: object) -> Objective:
@@ -50,7 +56,7 @@ def test_gradient_is_exact_within_prompts(table: Table, form: str, diversity: Di
 @pytest.mark.parametrize("baseline", ["none", "loo"])
 @pytest.mark.parametrize("order", [1, 2])
 def test_gradient_is_exact_at_the_marginal_level(table: Table, baseline: str, order: int) -> None:
-    diversity = Diversity("h_m", order=order, level="marginal", n_clusters=2)
+    diversity = exact_diversity("h_m", order=order, level="marginal", n_clusters=2)
     value = table.utility() + LAMBDA * polynomial(diversity, table.shares().mean(dim=0)) - BETA * table.divergence()
     exact = -gradient(value, table.theta)
     # One response to each of order + 2 prompts: enough for the baseline, too.
@@ -63,7 +69,7 @@ def test_gradient_is_exact_at_the_marginal_level(table: Table, baseline: str, or
 
 
 def test_direct_marginal_gradient_is_exact(table: Table) -> None:
-    diversity = Diversity("h_m", order=2, level="marginal", n_clusters=2)
+    diversity = exact_diversity("h_m", order=2, level="marginal", n_clusters=2)
     value = table.utility() + LAMBDA * polynomial(diversity, table.shares().mean(dim=0)) - BETA * table.divergence()
     objective = unbiased(diversity=diversity)
     found = expected_gradient(table.random_prompts(3), lambda b: pope_loss(b, objective, form="direct"), table.theta)
@@ -94,10 +100,10 @@ def test_k3_without_weights_has_the_gradient_of_the_other_divergence(table: Tabl
 
 def test_value_baseline_keeps_the_mean_and_all_baselines_change_the_variance(table: Table) -> None:
     table.value = torch.tensor([0.4, 0.9], dtype=torch.float64)
-    exact = -gradient(table.utility() + LAMBDA * polynomial(Diversity("gini"), table.shares()), table.theta)
+    exact = -gradient(table.utility() + LAMBDA * polynomial(exact_diversity("gini"), table.shares()), table.theta)
     spread = {}
     for baseline in ("none", "value", "loo"):
-        objective = unbiased(diversity=Diversity("gini"), beta=0.0)
+        objective = unbiased(diversity=exact_diversity("gini"), beta=0.0)
         gradients = [
             (p, gradient(pope_loss(batch, objective, baseline=baseline)[0], table.theta)) for p, batch in table.logs(2)
         ]
@@ -108,7 +114,7 @@ def test_value_baseline_keeps_the_mean_and_all_baselines_change_the_variance(tab
 
 
 def test_score_and_direct_form_have_one_gradient_log_by_log(table: Table) -> None:
-    objective = unbiased(diversity=Diversity("h_m", order=2), kl="k3")
+    objective = unbiased(diversity=exact_diversity("h_m", order=2), kl="k3")
     for _, batch in table.logs(3):
         score = gradient(pope_loss(batch, objective, form="score", baseline="none")[0], table.theta)
         direct = gradient(pope_loss(batch, objective, form="direct")[0], table.theta)
@@ -126,7 +132,7 @@ def test_self_normalized_gradient_is_exact_on_the_population(table: Table) -> No
         diversity_weight=LAMBDA,
         beta=BETA,
         weighting=RAW,
-        diversity=Diversity("shannon", level="marginal", smoothing=0.0),
+        diversity=exact_diversity("shannon", level="marginal", smoothing=0.0),
     )
     loss, metrics = pope_loss(table.population(), objective, form="direct")
     assert distance(gradient(loss, table.theta), exact) < 1e-10
@@ -140,7 +146,7 @@ def test_self_normalized_gradient_is_exact_on_the_population(table: Table) -> No
 @pytest.mark.parametrize("self_normalize", [False, True])
 def test_gradient_within_prompts_tends_to_the_exact_one_with_more_draws(form: str, self_normalize: bool) -> None:
     table = small_table(2)
-    diversity = Diversity("h_m", order=3)
+    diversity = exact_diversity("h_m", order=3)
     exact = -gradient(
         table.utility() + LAMBDA * polynomial(diversity, table.shares()) - BETA * table.divergence(), table.theta
     )
@@ -156,7 +162,7 @@ def test_plug_in_entropy_is_biased_at_few_draws_and_less_with_more() -> None:
     """No unbiased estimate of the entropy exists (F2): the polynomials are exact, the plug-in is not."""
     table = small_table(3, n_types=1)
     exact = -gradient(entropy(table.shares()), table.theta)
-    objective = unbiased(diversity=Diversity("shannon"), diversity_weight=1.0, beta=0.0)
+    objective = unbiased(diversity=exact_diversity("shannon"), diversity_weight=1.0, beta=0.0)
     errors = []
     for draws in (2, 8):
         zero = Table(**{**table.__dict__, "reward": torch.zeros_like(table.reward)})
@@ -173,7 +179,7 @@ def fixed_reference(table: Table) -> Tensor:
 def test_the_fixed_reference_has_another_gradient(table: Table) -> None:
     """Theory 2.4: E_pi[-log t(c)] is H + KL(q || t). Its gradient is that of H only at t = q."""
     exact = -gradient(table.utility() + LAMBDA * entropy(table.shares().mean(dim=0)), table.theta)
-    objective = unbiased(diversity=Diversity("shannon", level="marginal", n_clusters=2), beta=0.0)
+    objective = unbiased(diversity=exact_diversity("shannon", level="marginal", n_clusters=2), beta=0.0)
 
     def surrogate(reference: Tensor) -> Tensor:
         logs: Iterator[tuple[float, LossInputs]] = table.random_prompts(2)
@@ -186,7 +192,7 @@ def test_the_fixed_reference_has_another_gradient(table: Table) -> None:
 def test_the_response_itself_must_be_left_out() -> None:
     """With it in the plug-in, a response's surprisal depends on its own draw and the gradient is another one."""
     table = small_table(1)
-    exact = -gradient(polynomial(Diversity("gini"), table.shares()), table.theta)
+    exact = -gradient(polynomial(exact_diversity("gini"), table.shares()), table.theta)
 
     def with_itself(batch: LossInputs) -> tuple[Tensor, dict[str, float]]:
         w = batch.log_ratio.exp().detach()
@@ -222,8 +228,8 @@ def test_welfare_of_groups_has_the_exact_gradient_on_the_population(table: Table
 
 def test_log_smoothing_is_a_lower_bound_with_its_own_gradient(table: Table) -> None:
     p = 0.8
-    objective = unbiased(pessimism=p, reward_range=(0.0, 1.0), diversity=Diversity("gini"), beta=0.0)
-    plain = unbiased(diversity=Diversity("gini"), beta=0.0)
+    objective = unbiased(pessimism=p, reward_range=(0.0, 1.0), diversity=exact_diversity("gini"), beta=0.0)
+    plain = unbiased(diversity=exact_diversity("gini"), beta=0.0)
     exact = torch.zeros(())
     for probability, batch in table.logs(2):
         w, r = batch.log_ratio.exp().view(2, 2), batch.reward.view(2, 2)
@@ -231,7 +237,7 @@ def test_log_smoothing_is_a_lower_bound_with_its_own_gradient(table: Table) -> N
         apart = w[:, 0] * w[:, 1] * (c[:, 0] != c[:, 1])
         lower = torch.log1p(p * (w * r).mean(dim=1)).mean() / p + LAMBDA * torch.log1p(p * apart).mean() / p
         exact = exact + probability * lower
-    assert number(exact) < number(table.utility() + LAMBDA * polynomial(Diversity("gini"), table.shares()))
+    assert number(exact) < number(table.utility() + LAMBDA * polynomial(exact_diversity("gini"), table.shares()))
     found = expected_gradient(table.logs(2), lambda b: pope_loss(b, objective, form="direct"), table.theta)
     assert distance(found, -gradient(exact, table.theta)) < 1e-10
     assert distance(found, expected_gradient(table.logs(2), lambda b: pope_loss(b, plain), table.theta)) > 0.05
@@ -249,11 +255,11 @@ def test_sequence_weights_of_a_language_model_have_the_exact_gradient(form: str)
     exact = -gradient((p * reward).sum() + LAMBDA * (q * (1 - q)).sum(), theta)
 
     def found(weighting: Weighting) -> Tensor:
-        objective = unbiased(weighting=weighting, diversity=Diversity("gini"), beta=0.0)
+        objective = unbiased(weighting=weighting, diversity=exact_diversity("gini"), beta=0.0)
         logs = lm.logs(2, reward=reward, cluster=cluster)
         return expected_gradient(logs, lambda b: pope_loss(b, objective, form=form), theta)
 
     assert distance(found(RAW), exact) < 1e-10
-    assert distance(found(Weighting(level="geometric", truncation="none")), exact) > 0.1
+    assert distance(found(Weighting(level="geometric", truncation="none", taper="none")), exact) > 0.1
     if form == "score":
-        assert distance(found(Weighting(level="token", truncation="none")), exact) > 0.1
+        assert distance(found(Weighting(level="token", truncation="none", taper="none")), exact) > 0.1

@@ -86,6 +86,8 @@ def serving(answer: Answer, models: Any = None) -> Iterator[str]:
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(text)))
+            if 300 <= status < 400:
+                self.send_header("Location", said["location"])
             self.end_headers()
             self.wfile.write(text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import typer
 from score_worlds import ModelServer, naive_sums, serving, token_log
 from typer.testing import CliRunner
 
-import pope_fast.score
+import pope_fast
 from pope_fast.cli.score import score as verb
 from pope_fast.score import HFPolicy, ServerPolicy, read_provenance
 from tiny_models import tiny_model, tiny_tokenizer
@@ -112,7 +113,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         seen.update(log=log, policies=policies, output=output, **options)
         return pope_fast.read_log({"reward": [1.0]})
 
-    monkeypatch.setattr(pope_fast.score, "score", noted)
+    monkeypatch.setattr(import_module("pope_fast.score"), "score", noted)
     return seen
 
 

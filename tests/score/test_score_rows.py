@@ -275,7 +275,7 @@ def test_the_fingerprint_follows_what_is_scored(encoder: Encoder) -> None:
     base = rows(prompt_ids=[[3], [4]], completion_ids=[[5], [6, 7]])
     again = rows(prompt_ids=[[3], [4]], completion_ids=[[5], [6, 7]], reward=[0.0, 1.0])
     moved = rows(prompt_ids=[[3], [4]], completion_ids=[[5, 6], [7]])
-    assert base.fingerprint() == again.fingerprint() != moved.fingerprint()
+    assert base.fingerprint == again.fingerprint != moved.fingerprint
 
 
 def test_tokenizers_are_told_apart_by_what_decides_about_tokens() -> None:

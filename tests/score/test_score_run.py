@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ import pope_fast
 from pope_fast.errors import PopeError, PopeWarning, SchemaError
 from pope_fast.score import ColumnPolicy, HFPolicy, ServerPolicy, jobs, read_provenance, score
 from tiny_models import tiny_model, tiny_tokenizer
+
+# Evaluation warns about logs like these; that is not what is tested here.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*rows repeat", "ignore:.*rows of a unit", "ignore:.*nothing is noted", "ignore:.*gradient_checkpointing"
+)
 
 CHAT = [{"role": "user", "content": "what should we do?"}]
 
@@ -260,21 +266,32 @@ def test_the_behavior_policy_is_scored_if_the_log_lacks_it(model: Any, table: pa
     assert calibration is None or calibration.sd_log_noise < 1e-3
 
 
+def test_the_second_scoring_is_in_other_batches(model: Any, table: pa.Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[dict[str, Any]] = []
+    make = jobs.make_plan
+    monkeypatch.setattr(jobs, "make_plan", lambda *a, **k: (plans.append(k), make(*a, **k))[1])
+    score(table.drop(["behavior_logprob"]), behavior=model, aa=True, token_budget=64)
+    first, again = plans
+    assert (first["token_budget"], first["share_prompt"]) == (64, "auto")
+    assert (again["token_budget"], again["share_prompt"]) == (32, False)
+
+
 def test_rows_beyond_the_context_have_a_reason_and_no_log_prob(table: pa.Table, tmp_path: Path) -> None:
-    short = tiny_model("llama", context=12)
+    totals = sum(np.array([len(ids) for ids in table[name].to_pylist()]) for name in ("prompt_ids", "completion_ids"))
+    context = next(total for total in sorted(totals.tolist()) if total + 1 in totals)
+    short = tiny_model("llama", context=context)
     output = tmp_path / "scored.parquet"
     with pytest.warns(PopeWarning, match="no log-prob"):
         log = score(table, {"new": short}, output, token_logprobs=True)
-    totals = sum(np.array([len(ids) for ids in table[name].to_pylist()]) for name in ("prompt_ids", "completion_ids"))
     values, errors = column(log, "target_logprob/new"), column(log, "score_error/new")
-    assert [value is None for value in values] == (totals > 12).tolist() == [error is not None for error in errors]
-    assert [tokens is None for tokens in column(log, "target_token_logprobs/new")] == (totals > 12).tolist()
-    row = int(np.flatnonzero(totals > 12)[0])
-    assert errors[row] == f"{totals[row]} tokens of prompt and completion; the context of the model has 12"
-    good = totals <= 12
+    assert [value is None for value in values] == (totals > context).tolist() == [error is not None for error in errors]
+    assert [tokens is None for tokens in column(log, "target_token_logprobs/new")] == (totals > context).tolist()
+    row = int(np.flatnonzero(totals > context)[0])
+    assert errors[row] == f"{totals[row]} tokens of prompt and completion; the context of the model has {context}"
+    good = totals <= context
     np.testing.assert_allclose(np.array(values, float)[good], naive_sums(short, table)[good], atol=1e-4)
     made = read_provenance(log.schema)["target_logprob/new"]
-    assert made.errors == int((totals > 12).sum())
+    assert made.errors == int((totals > context).sum())
     assert log.warnings == [warning for warning in log.warnings if f"row {row}:" in warning]
     with pytest.raises(SchemaError, match="null") as caught:
         pope_fast.evaluate(output, reward_range=(0, 1))
@@ -439,22 +456,38 @@ def test_the_log_itself_is_not_overwritten(model: Any, table: pa.Table, tmp_path
     assert path.read_bytes() == before
 
 
-def test_a_log_that_grows_meanwhile(
-    model: Any, table: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "log.parquet"
-    pq.write_table(table, path)
+@pytest.mark.parametrize("lines", [1, 4])
+def test_a_log_that_changes_meanwhile(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: int) -> None:
+    path = tmp_path / "log.jsonl"
+    row = json.dumps({"prompt_ids": [3], "completion_ids": [4]}) + "\n"
+    path.write_text(row * 3, encoding="utf-8")
     collect = jobs.Work.columns
 
-    def grown(self: Any, tasks: Any) -> Any:
+    def changed(self: Any, tasks: Any) -> Any:
         made = collect(self, tasks)
-        pq.write_table(pa.concat_tables([table, table]), path)
+        path.write_text(row * lines, encoding="utf-8")
         return made
 
-    monkeypatch.setattr(jobs.Work, "columns", grown)
-    with pytest.raises((PopeError, SchemaError)):
+    monkeypatch.setattr(jobs.Work, "columns", changed)
+    with pytest.raises(PopeError, match="another number of rows than the 3"):
         score(path, {"new": model}, tmp_path / "scored.parquet")
     assert not (tmp_path / "scored.parquet").exists()
+
+
+def test_the_fingerprint_sees_what_scales_an_adapter(saved: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    from pope_fast.score.loading import model_fingerprint
+
+    other = tmp_path / "other"
+    shutil.copytree(saved / "x", other)
+    config = json.loads((other / "adapter_config.json").read_text(encoding="utf-8"))
+    found = []
+    for alpha in (config["lora_alpha"], config["lora_alpha"], 2 * config["lora_alpha"]):
+        text = json.dumps({**config, "lora_alpha": alpha, "inference_mode": len(found) == 0})
+        (other / "adapter_config.json").write_text(text, encoding="utf-8")
+        found.append(model_fingerprint(PeftModel.from_pretrained(tiny_model("llama"), other)))
+    assert found[0] == found[1] != found[2]
 
 
 def test_progress_counts_tokens(model: Any, table: pa.Table, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
@@ -467,3 +500,16 @@ def test_progress_counts_tokens(model: Any, table: pa.Table, monkeypatch: pytest
     assert "new" in shown
     score(table, {"new": model}, progress=False)
     assert "tokens/s" not in capfd.readouterr().err
+
+
+def test_without_progress_nothing_is_printed(saved: Path, table: pa.Table, capfd: Any) -> None:
+    score(table, {"new": saved / "one"}, progress=False)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_columns_of_one_name_are_refused(model: Any) -> None:
+    table = token_log(2)
+    table = table.append_column("note", table["reward"]).append_column("note", table["reward"])
+    with pytest.raises(SchemaError, match="two columns") as caught:
+        score(table, {"new": model})
+    assert caught.value.column == "note"

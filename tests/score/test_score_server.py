@@ -76,14 +76,14 @@ def test_equal_pairs_are_asked_once(model: Any, table: pa.Table) -> None:
     assert len(rest) == len(set(rest)) == plan_of(table).n_pairs
 
 
-def text_table(tokenizer: Any) -> pa.Table:
+def text_table() -> pa.Table:
     prompts, completions = ["the city", "ask the people", "the city"], [" should", " who live nearby", " costs money"]
     return pa.table({"prompt": prompts, "completion": completions})
 
 
 def test_a_server_of_text_only_must_split_it_alike(model: Any) -> None:
     tokenizer = tiny_tokenizer()
-    table = text_table(tokenizer)
+    table = text_table()
     ids = {
         name: [tokenizer(text, add_special_tokens=False)["input_ids"] for text in table[name].to_pylist()]
         for name in ("prompt", "completion")
@@ -103,7 +103,7 @@ def test_a_server_that_takes_ids_needs_no_tokenizer_and_text_does(model: Any, ta
         with pytest.raises(PopeError, match="the server's tokenizer is needed"):
             scored(table, asked(url, api="echo-text"))
         with pytest.raises(PopeError, match="no tokenizer"):
-            scored(text_table(None), asked(url))
+            scored(text_table(), asked(url))
 
 
 def silent(path: str, payload: dict[str, Any]) -> tuple[int, Any]:
@@ -135,6 +135,40 @@ def test_a_bias_that_enters_the_log_probs_is_noticed(model: Any, table: pa.Table
 
     with serving(biased, MODELS) as url, pytest.raises(PopeError, match="after the bias"):
         scored(table, asked(url, api="llama.cpp"))
+
+
+def test_a_server_that_does_not_let_itself_be_forced(model: Any, table: pa.Table) -> None:
+    server = ModelServer(model, "llama.cpp")
+
+    def stubborn(path: str, payload: dict[str, Any]) -> tuple[int, Any]:
+        return server(path, {**payload, "logit_bias": []})
+
+    with serving(stubborn, MODELS) as url, pytest.raises(PopeError, match=r"wrote token \d+ where \d+ was forced"):
+        scored(table, asked(url, api="llama.cpp"))
+
+
+def test_a_server_that_adds_a_token_of_its_own(model: Any, table: pa.Table) -> None:
+    server = ModelServer(model, "echo")
+
+    def dressed(path: str, payload: dict[str, Any]) -> tuple[int, Any]:
+        return server(path, {**payload, "prompt": [1, *payload["prompt"]]})
+
+    with serving(dressed, MODELS) as url, pytest.raises(PopeError, match=r"counts \d+ tokens in the \d+"):
+        scored(table, asked(url, api="echo"))
+
+
+def test_a_server_that_splits_text_otherwise_into_as_many_tokens(model: Any) -> None:
+    tokenizer = tiny_tokenizer()
+    server = ModelServer(model, "echo-text", tokenizer)
+
+    def other(path: str, payload: dict[str, Any]) -> tuple[int, Any]:
+        status, said = server(path, payload)
+        tokens = said["choices"][0]["logprobs"]["tokens"]
+        tokens[-2] = tokens[-2].upper()
+        return status, said
+
+    with serving(other, MODELS) as url, pytest.raises(PopeError, match="other tokens than the tokenizer"):
+        scored(text_table(), asked(url, processing_class=tokenizer, api="echo-text"))
 
 
 def test_failures_that_pass_are_waited_out(model: Any, table: pa.Table, expected: Any) -> None:
@@ -282,9 +316,14 @@ def test_the_key_is_sent_and_kept_nowhere(
     assert b"s3cret" not in output.read_bytes()
 
 
-def test_a_redirect_is_not_followed(table: pa.Table) -> None:
-    with serving(lambda path, payload: (307, {}), MODELS) as url, pytest.raises(PopeError, match="HTTP 307"):
-        scored(table, asked(url))
+def test_a_redirect_is_not_followed_with_the_key(model: Any, table: pa.Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POPE_TEST_KEY", "s3cret")
+    got: list[Any] = []
+    with serving(lambda *what: (got.append(what), (200, {}))[1], MODELS) as elsewhere:
+        away = {"location": f"{elsewhere}/models"}
+        with serving(lambda *_: (302, away), MODELS) as url, pytest.raises(PopeError, match="HTTP 302"):
+            scored(table, asked(url, api_key_env="POPE_TEST_KEY"))
+    assert got == []
 
 
 def test_nobody_listens(table: pa.Table) -> None:

@@ -157,6 +157,15 @@ def test_jobs_do_not_mix(plan: Plan, opened: DiskStore) -> None:
     assert two.missing(plan) == list(range(len(plan)))
 
 
+def test_shards_of_other_inputs_are_not_taken_for_these(plan: Plan, opened: DiskStore, output: Path) -> None:
+    opened.job(COLUMN, KEY, {}).add(part_of(plan, 0))
+    # Another process of a launch may have an older manifest before it than its first process writes.
+    (opened.folder / "manifest.json").unlink()
+    job = opened.job(COLUMN, {**KEY, "the model": "n"}, {})
+    assert job.missing(plan) == list(range(len(plan)))
+    assert len(shards(output)) == 1
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
 def test_a_damaged_shard_is_scored_again(plan: Plan, opened: DiskStore, output: Path, damage: str) -> None:
     job = opened.job(COLUMN, KEY, {})

@@ -12,7 +12,10 @@ import typer
 
 from pope_fast.cli.align import CONTEXT as ALIGN_CONTEXT
 from pope_fast.cli.align import align
+from pope_fast.cli.cluster import cluster
 from pope_fast.cli.evaluate import evaluate
+from pope_fast.cli.sample import sample
+from pope_fast.cli.score import score
 from pope_fast.cli.simulate import simulate
 from pope_fast.cli.validate import validate
 
@@ -44,7 +47,8 @@ def pope(
     """Pluralistic off-policy evaluation of LLMs from feedback logs: utility, diversity, honest intervals."""
 
 
-for verb in (validate, evaluate, simulate):
+# In the order of the pipeline, which is the order of the help.
+for verb in (validate, score, cluster, evaluate, sample, simulate):
     app.command()(verb)
 app.command(context_settings=ALIGN_CONTEXT)(align)
 

@@ -21,13 +21,13 @@ from pope_fast.log.arrays import as_numpy, plain, ragged
 from pope_fast.log.arrow_types import Array, DataType
 from pope_fast.log.columns import bare_type, is_list_type, is_number_type
 
-__all__ = ["ArrayFeatures", "ColumnFeatures", "ModelFeatures", "embedding_matrix"]
+__all__ = ["ArrayFeatures", "ColumnFeatures", "DenseFeatures", "ModelFeatures", "embedding_matrix"]
 
 #: Texts whose embeddings are remembered: what the threshold was chosen on is not embedded again.
 _REMEMBERED = 1 << 14
 
 
-class _Dense(VectorFeatures):
+class DenseFeatures(VectorFeatures):
     """Vectors of one width for all responses."""
 
     #: Embeddings of unrelated sentences often have a cosine of .2 to .5; those of paraphrases, .7 and more.
@@ -55,7 +55,7 @@ class _Dense(VectorFeatures):
         yield PromptVectors(np.arange(len(block.keys)), np.arange(len(block)), block.offsets, matrix)
 
 
-class ColumnFeatures(_Dense):
+class ColumnFeatures(DenseFeatures):
     """A column of embeddings: lists of numbers, all of one length."""
 
     def __init__(self, column: str, type_: DataType) -> None:
@@ -134,7 +134,7 @@ def _other_width(column: str, row: int, width: int, expected: int) -> SchemaErro
     )
 
 
-class ArrayFeatures(_Dense):
+class ArrayFeatures(DenseFeatures):
     """An array of embeddings, row i for row i of the log."""
 
     def __init__(self, array: Any) -> None:
@@ -162,7 +162,7 @@ class ArrayFeatures(_Dense):
         return {"kind": "array", "width": int(self._array.shape[1])}
 
 
-class ModelFeatures(_Dense):
+class ModelFeatures(DenseFeatures):
     """Embeddings from a model, computed batch by batch, each distinct text once per block.
 
     Parameters
@@ -181,6 +181,8 @@ class ModelFeatures(_Dense):
     threaded = False
 
     def __init__(self, model: Any, texts: Texts, *, with_prompt: bool = False, batch_size: int | None = None) -> None:
+        if not (isinstance(model, str) or callable(model) or callable(getattr(model, "encode", None))):
+            raise PopeError(f"model must be a name, a model with encode, or a function, not {type(model).__name__}")
         self.texts = texts
         self.columns = texts.columns if with_prompt else (texts.completion,)
         self.with_prompt = with_prompt
@@ -193,16 +195,15 @@ class ModelFeatures(_Dense):
         """Return what embeds texts; a model given by name is loaded when it is first needed."""
         if self._encode is None:
             model = self._model
-            if callable(getattr(model, "encode", None)):
-                self._encode = self._sentence_transformer(model)
-            elif callable(model):
-                self._encode = model
+            if not isinstance(model, str):  # strings have a method of that name, too
+                encodes = callable(getattr(model, "encode", None))
+                self._encode = self._sentence_transformer(model) if encodes else model
             else:
                 library = require("sentence_transformers", "a sentence-embedding model")
                 try:
-                    loaded = library.SentenceTransformer(str(model))
+                    loaded = library.SentenceTransformer(model)
                 except (OSError, ValueError) as error:
-                    raise PopeError(f"the embedding model {str(model)!r} cannot be loaded: {error}") from error
+                    raise PopeError(f"the embedding model {model!r} cannot be loaded: {error}") from error
                 self._encode = self._sentence_transformer(loaded)
         return self._encode
 

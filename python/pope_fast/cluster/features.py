@@ -15,6 +15,7 @@ from pope_fast.cluster.rows import Block, Rows
 from pope_fast.cluster.texts import text_list
 from pope_fast.cluster.tfidf import Idf, PromptVectors, prompt_vectors
 from pope_fast.errors import SchemaError
+from pope_fast.log.arrays import text_hashes
 
 __all__ = [
     "Features",
@@ -174,9 +175,10 @@ class TfidfFeatures(VectorFeatures):
         self.idf = Idf(kind)
 
     def fit(self, rows: Rows, seed: int) -> None:
-        """Count document frequencies over the responses of up to 65,536 rows, chosen by their prompts' keys."""
+        """Count document frequencies over about 65,536 responses at most, chosen by a hash of their text."""
         self.idf = Idf(self.idf.kind)
-        sample = rows.sample([self.texts.completion], self.fit_rows, seed)
+        column = self.texts.completion
+        sample = rows.sample_rows([column], self.fit_rows, seed, lambda block: text_hashes(block.columns[column]))
         responses = self.texts.responses(sample)
         for start in range(0, len(responses), 2048):
             self.idf.add(responses[start : start + 2048])
@@ -202,17 +204,17 @@ class TfidfFeatures(VectorFeatures):
 
 
 class SameText(Features):
-    """Responses of equal text belong together; "normalized" text has no case, punctuation or extra space."""
+    """Responses of equal text belong together; normalized text has no case, punctuation or extra space."""
 
-    def __init__(self, texts: Texts, kind: Literal["exact", "normalized"]) -> None:
+    def __init__(self, texts: Texts, *, normalized: bool) -> None:
         self.texts = texts
         self.columns = (texts.completion,)
-        self.kind = kind
+        self.normalized = normalized
 
     def keys(self, block: Block) -> NDArray[np.uint64]:
         """Return a hash of each response, equal for those that belong together."""
         responses = self.texts.responses(block)
-        return text_keys(normalize_texts(responses) if self.kind == "normalized" else responses)
+        return text_keys(normalize_texts(responses) if self.normalized else responses)
 
     def labels(
         self, block: Block, thresholds: NDArray[np.float64], linkage: Linkage, threads: int | None = None
@@ -223,7 +225,7 @@ class SameText(Features):
 
     def describe(self) -> dict[str, Any]:
         """Return what is needed to compute them again."""
-        return {"kind": self.kind, "completion": self.texts.completion}
+        return {"kind": "normalized" if self.normalized else "exact", "completion": self.texts.completion}
 
 
 def text_keys(texts: Sequence[str]) -> NDArray[np.uint64]:

@@ -9,6 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pope_fast.cluster.metadata import ClusterInfo, with_clusters
+from pope_fast.log.arrow_types import Array
 from pope_fast.log.columns import ColumnMap, Resolution
 from pope_fast.log.feedback_log import FeedbackLog
 from pope_fast.log.sources import Source, digest
@@ -25,11 +26,8 @@ class RelabeledSource(Source):
         self._labels = labels
         self.description = log.source
         field = pa.field(column, pa.int32(), nullable=False)
-        schema = log.schema
-        if column in schema.names:
-            schema = schema.set(schema.get_field_index(column), field)
-        else:
-            schema = schema.append(field)
+        place = log.schema.get_field_index(column)
+        schema = log.schema.append(field) if place < 0 else log.schema.set(place, field)
         self.schema = with_clusters(schema, column, info)
 
     @property
@@ -49,7 +47,7 @@ class RelabeledSource(Source):
             yield self._batch({name: batch.column(name) for name in others}, columns, start, batch.num_rows)
             start += batch.num_rows
 
-    def _batch(self, arrays: dict[str, pa.Array], columns: Sequence[str], start: int, rows: int) -> pa.RecordBatch:
+    def _batch(self, arrays: dict[str, Array], columns: Sequence[str], start: int, rows: int) -> pa.RecordBatch:
         arrays[self._column] = pa.array(self._labels[start : start + rows])
         schema = pa.schema([self.schema.field(name).with_type(arrays[name].type) for name in columns])
         return pa.RecordBatch.from_arrays([arrays[name] for name in columns], schema=schema)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from pope_fast import _core
 from pope_fast.errors import PopeError
 from pope_fast.log.arrays import as_numpy
-from pope_fast.log.arrow_types import Array
+from pope_fast.log.arrow_types import Array, DataType
 from pope_fast.log.batches import unit_keys
 from pope_fast.log.feedback_log import FeedbackLog
 from pope_fast.log.ranges import empty_log
 from pope_fast.log.scatter import mixed_keys
 
-__all__ = ["Block", "Rows"]
+__all__ = ["BLOCK_ROWS", "Block", "Rows", "join_blocks"]
 
 #: Rows of a block: the n-grams of so many responses stay in a processor's cache.
 BLOCK_ROWS = 2048
@@ -140,23 +140,39 @@ class Rows:
 
         The choice does not depend on the order of the log. Units are sorted by key.
         """
-        salt = mixed_keys(np.array([seed], dtype=np.int64))[0]
-        share = min(1.0, n_rows / self.n_rows)
-        limit = np.uint64(min(int(share * 2.0**64), 2**64 - 1))
+        lottery = _Lottery(n_rows / self.n_rows, seed)
         kept: list[Block] = []
         for block in self.blocks(columns):
-            marks = mixed_keys((mixed_keys(block.keys) ^ salt).view(np.int64))
-            chosen = np.arange(len(marks)) if share == 1.0 else np.flatnonzero(marks <= limit)
+            chosen = np.flatnonzero(lottery.wins(mixed_keys(block.keys)))
             if chosen.size:
                 kept.append(block.take(chosen))
-        joined = _join(kept, columns)
+        joined = join_blocks(kept, columns)
         return joined.take(np.argsort(joined.keys, kind="stable"))
+
+    def sample_rows(
+        self, columns: Sequence[str], n_rows: int, seed: int, content: Callable[[Block], NDArray[np.uint64]]
+    ) -> Block:
+        """Return about ``n_rows`` single rows (all if there are no more), chosen and sorted by a hash of their content.
+
+        Rows of equal content are chosen together; the order of the log makes no difference.
+        """
+        lottery = _Lottery(n_rows / self.n_rows, seed)
+        kept: list[Block] = []
+        marks: list[NDArray[np.uint64]] = []
+        for block in self.blocks(columns):
+            hashes = content(block)
+            chosen = np.flatnonzero(lottery.wins(hashes))
+            if chosen.size:
+                kept.append(_row_by_row(block, chosen))
+                marks.append(hashes[chosen])
+        joined = join_blocks(kept, columns)
+        return joined.take(np.argsort(np.concatenate(marks or [np.empty(0, np.uint64)]), kind="stable"))
 
     def _read(self, columns: Sequence[str]) -> Iterator[_Part]:
         row = 0
         for batch in self.log.record_batches(columns, _READ_ROWS):
             keys = self._keys(batch, row)
-            yield _Part(pa.Table.from_batches([batch]), keys, np.arange(row, row + len(keys), dtype=np.int64))
+            yield _Part(_takeable(batch), keys, np.arange(row, row + len(keys), dtype=np.int64))
             row += len(keys)
 
     def _gathered(self, parts: Iterable[_Part]) -> Iterator[_Part]:
@@ -191,6 +207,26 @@ class Rows:
             ) from error
 
 
+class _Lottery:
+    """Chooses a share of all hashes, the same ones for the same seed."""
+
+    def __init__(self, share: float, seed: int) -> None:
+        self._salt = mixed_keys(np.array([seed], dtype=np.int64))[0]
+        self._all = share >= 1.0
+        self._limit = np.uint64(min(int(min(share, 1.0) * 2.0**64), 2**64 - 1))
+
+    def wins(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        marks = mixed_keys((hashes ^ self._salt).view(np.int64))
+        return np.ones(len(marks), dtype=np.bool_) if self._all else np.asarray(marks <= self._limit)
+
+
+def _row_by_row(block: Block, chosen: NDArray[np.int64]) -> Block:
+    """Return some rows of a block, each a unit of its own."""
+    columns = {name: array.take(pa.array(chosen)) for name, array in block.columns.items()}
+    rows = block.rows[chosen]
+    return Block(rows, np.arange(len(rows) + 1, dtype=np.int64), rows, columns)
+
+
 @dataclass(frozen=True, slots=True)
 class _Part:
     table: pa.Table
@@ -202,6 +238,16 @@ class _Part:
 
     def slice(self, start: int, stop: int) -> _Part:
         return _Part(self.table.slice(start, stop - start), self.keys[start:stop], self.rows[start:stop])
+
+
+def _takeable(batch: pa.RecordBatch) -> pa.Table:
+    """Return a batch in types whose rows Arrow can pick out: views have no kernel for that."""
+    plain: dict[DataType, DataType] = {
+        pa.string_view(): pa.large_string(),
+        pa.binary_view(): pa.large_binary(),
+    }
+    fields = [field.with_type(plain.get(field.type, field.type)) for field in batch.schema]
+    return pa.Table.from_batches([batch]).cast(pa.schema(fields))
 
 
 def _joined(parts: Sequence[_Part]) -> _Part:
@@ -249,7 +295,8 @@ def _one_chunk(column: Any) -> Array:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
-def _join(blocks: Sequence[Block], columns: Sequence[str]) -> Block:
+def join_blocks(blocks: Sequence[Block], columns: Sequence[str]) -> Block:
+    """Return the prompts of several blocks as one."""
     if not blocks:
         return Block(np.empty(0, np.int64), np.zeros(1, np.int64), np.empty(0, np.int64), {})
     offsets = np.concatenate([[0], np.cumsum(np.concatenate([block.sizes for block in blocks]))]).astype(np.int64)

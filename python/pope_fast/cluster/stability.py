@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 from numpy.typing import NDArray
 
 from pope_fast import _core
@@ -32,7 +32,7 @@ _SPLITS = 4
 
 # A stable structure has at least this stability, and one as coarse as possible at least this share of the best.
 LEAST_STABLE = 0.5
-NEARLY_BEST = 0.8
+NEARLY_BEST = 0.75
 # With hardly any pair together, or hardly any apart, there is nothing that the halves could disagree on.
 _TOGETHER = (0.01, 0.97)
 
@@ -102,9 +102,7 @@ class StabilityCurve:
             If matplotlib is missing.
         """
         if ax is None:
-            # Not pyplot, which would look for a screen and keep the figure.
-            ax = require("matplotlib.figure", "the stability plot").Figure(figsize=(7, 4), layout="tight").subplots()
-        assert ax is not None
+            ax = _figure().subplots()
         ax.plot(self.thresholds, self.stability, color="C0", label="stability")
         ax.plot(self.thresholds, self.agreement, color="C0", alpha=0.35, linestyle=":", label="agreement of halves")
         ax.axvline(self.threshold, color="C3", linestyle="--", label=f"threshold {self.threshold:g}")
@@ -119,7 +117,14 @@ class StabilityCurve:
 
     def save_plot(self, path: str | Path) -> None:
         """Write the plot to a file; its name tells the format (PNG, SVG, PDF)."""
-        self.plot().figure.savefig(str(path))
+        figure = _figure()
+        self.plot(figure.subplots())
+        figure.savefig(str(path))
+
+
+def _figure() -> Any:
+    # Not pyplot, which would look for a screen and keep the figure.
+    return require("matplotlib.figure", "the stability plot").Figure(figsize=(7, 4), layout="tight")
 
 
 def stability_curve(
@@ -154,9 +159,9 @@ def stability_curve(
     Each split gives every feature (n-gram, coordinate of an embedding) to one of two halves, which are clustered apart.
     What both find is in the responses; what one finds alone is an accident of a few features. Repeated responses are
     left out, as they would agree at any threshold. The chosen threshold is the smallest local maximum of the stability
-    that reaches 80 % of its greatest value: where coarse and fine clusters are both stable (perspectives, and wordings of
-    a perspective), the coarse ones are meant. If the greatest value is below .5, or there are fewer than ten
-    prompts with three distinct responses, the features' default is used, and ``reason`` says so.
+    that reaches 75 % of its greatest value: where coarse and fine clusters are both stable (perspectives, and wordings
+    of a perspective), the coarse ones are meant. If the greatest value is below .5, or there are fewer than ten prompts
+    with three distinct responses, the features' default is used, and ``reason`` says so.
     """
     assert features.default_threshold is not None
     block = _sample(rows, features, seed)
@@ -171,9 +176,10 @@ def stability_curve(
     persistence = np.minimum(np.append(neighbors, 1.0), np.insert(neighbors, 0, 1.0))
     agreement, together = np.zeros(len(GRID)), np.zeros(len(GRID))
     for split in range(_SPLITS):
-        halves = [features.labels(block, GRID, linkage, threads, (seed + split, side)) for side in (0, 1)]
-        agreement += _row_by_row(block.offsets, *halves, threads) / _SPLITS
-        together += sum(_together(block.offsets, half) for half in halves) / (2 * _SPLITS)
+        left = features.labels(block, GRID, linkage, threads, (seed + split, 0))
+        right = features.labels(block, GRID, linkage, threads, (seed + split, 1))
+        agreement += _row_by_row(block.offsets, left, right, threads) / _SPLITS
+        together += (_together(block.offsets, left) + _together(block.offsets, right)) / (2 * _SPLITS)
     stability = np.clip(agreement, 0.0, None) * np.clip(persistence, 0.0, None)
     index = choose(stability, together)
     best = float(np.max(_within(stability, together)))
@@ -202,9 +208,7 @@ def _within(stability: NDArray[np.float64], together: NDArray[np.float64]) -> ND
     return np.where((together > low) & (together < high), stability, 0.0)
 
 
-def choose(
-    stability: Sequence[float] | NDArray[np.float64], together: Sequence[float] | NDArray[np.float64]
-) -> int | None:
+def choose(stability: npt.ArrayLike, together: npt.ArrayLike) -> int | None:
     """Return the index of the coarsest stable threshold, None if there is none.
 
     Parameters
@@ -214,7 +218,7 @@ def choose(
     together : shape (t,)
         Share of pairs in one cluster; where it is below 1 % or above 97 %, a threshold is not eligible.
     """
-    curve = _within(np.asarray(stability), np.asarray(together))
+    curve = _within(np.asarray(stability, dtype=np.float64), np.asarray(together, dtype=np.float64))
     best = float(curve.max(initial=0.0))
     if best < LEAST_STABLE:
         return None

@@ -13,7 +13,17 @@ from pope_fast.log.arrays import as_numpy, plain
 from pope_fast.log.arrow_types import Array, DataType
 from pope_fast.log.columns import bare_type, is_list_type, is_text_type
 
-__all__ = ["check_text_type", "text_list"]
+__all__ = ["check_text_type", "is_text", "text_list"]
+
+
+def is_text(type_: DataType) -> bool:
+    """Tell whether a column holds text or messages."""
+    bare = bare_type(type_)
+    return is_text_type(bare) or _is_messages(bare)
+
+
+def _is_messages(bare: DataType) -> bool:
+    return is_list_type(bare) and bool(pa.types.is_struct(bare_type(bare.value_type)))
 
 
 def check_text_type(type_: DataType, column: str) -> None:
@@ -25,8 +35,7 @@ def check_text_type(type_: DataType, column: str) -> None:
         If it does not.
     """
     bare = bare_type(type_)
-    messages = is_list_type(bare) and pa.types.is_struct(bare_type(bare.value_type))
-    if not (is_text_type(bare) or messages or pa.types.is_null(bare)):
+    if not (is_text(bare) or pa.types.is_null(bare)):
         remedy = "cast the column to strings"
         if is_list_type(bare):
             remedy = "decode token ids with the tokenizer into a column of strings, or give embeddings"

@@ -1,28 +1,30 @@
 """The bridge check: a log and fresh draws of a policy, held against each other.
 
-For any two distributions pi and pi0 with density ratio w,
+For any two distributions pi and pi0 with density ratio w, and any function g of prompt and response,
 
-    E_{pi0}[ w / (1 + w) ] = E_pi[ 1 / (1 + w) ],
+    E_{pi0}[ w / (1 + w) g ] = E_pi[ 1 / (1 + w) g ],
 
-on each prompt, whatever their overlap: both are sum(pi pi0 / (pi + pi0)). The left side is a mean over the log, the
-right one over draws of the policy, and both are of numbers between 0 and 1, so a t-test holds at moderate sizes and
-under any tail. It is the identity on which bridge sampling rests (Bennett 1976; Meng & Wong 1996). If w comes from
-log-probs that are not those of the policies (another template, tokenizer, temperature or truncation), it fails; the
-difference is then a lower bound on the total variation distance between pi and the distribution that w makes of pi0.
+on each prompt, whatever their overlap: both are sum(g pi pi0 / (pi + pi0)). The left side is a mean over the log, the
+right one over draws of the policy, and both are of bounded numbers, so a t-test holds at moderate sizes and under any
+tail. g = 1 is the identity on which bridge sampling rests (Bennett 1976; Meng & Wong 1996): it finds log-probs of other
+responses or with an offset. A second g rises with the response's probability under both policies: it finds another
+temperature or truncation, which moves probability between likely and unlikely responses and may leave the first mean
+as it was. If w comes from log-probs that are not those of the policies, one of them fails; the difference for g = 1 is
+then a lower bound on the total variation distance between pi and the distribution that w makes of pi0.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pope_fast.errors import SchemaError
+from pope_fast.evaluate.bridge_sums import SHARE, SLOPE, TILT, LoggedSums, Side, Units
 from pope_fast.evaluate.findings import BridgeCheck
 from pope_fast.evaluate.fresh import FreshDraws, open_fresh, prompt_role, read_fresh
 from pope_fast.evaluate.results import Estimate, Interval
@@ -33,7 +35,9 @@ __all__ = ["bridge_checks"]
 
 Doubles = NDArray[np.float64]
 
-# Quantile of the normal distribution: the detectable offset is that which is found four times in five.
+# The detectable offset is that which a test at this level, half the default gate, finds four times in five (quantile of
+# the normal distribution).
+_ALPHA = 0.005
 _POWER = 0.8416212335729143
 # Prompts are paired if at least this share of those with fresh draws is in the log.
 _SHARED = 0.5
@@ -94,202 +98,105 @@ def bridge_checks(
     return {name: checks[name] for name in policies if name in checks}
 
 
-def _start(fresh: Mapping[str, FreshDraws]) -> dict[str, _Logged]:
-    return {name: _Logged(np.unique(draws.prompt)) for name, draws in fresh.items()}
+def _start(fresh: Mapping[str, FreshDraws]) -> dict[str, LoggedSums]:
+    return {name: LoggedSums(draws) for name, draws in fresh.items()}
 
 
-def _add(sides: Mapping[str, _Logged], batch: LogBatch) -> None:
-    for name, side in sides.items():
-        behavior = np.asarray(batch.behavior_logprob, dtype=np.float64)
-        side.add(batch.unit_key, batch.target_logprob[name] - behavior, batch.count)
+def _add(sums: Mapping[str, LoggedSums], batch: LogBatch) -> None:
+    for name, of_policy in sums.items():
+        of_policy.add(batch.unit_key, batch.target_logprob[name], batch.behavior_logprob, batch.count)
 
 
-def _share(log_weight: Doubles) -> Doubles:
-    """Return w / (1 + w) without overflow."""
-    small = np.exp(-np.abs(log_weight))
-    return np.where(log_weight >= 0, 1.0, small) / (1.0 + small)
+class _Test(NamedTuple):
+    """A difference of two means, its standard error and degrees of freedom."""
 
-
-@dataclass(frozen=True, slots=True)
-class _Units:
-    """Means over the draws of each unit: of the share h, of h (1 - h), and more."""
-
-    keys: NDArray[np.int64]
-    draws: Doubles
-    share: Doubles
-    slope: Doubles
-
-    def take(self, rows: NDArray[np.int64]) -> _Units:
-        return _Units(self.keys[rows], self.draws[rows], self.share[rows], self.slope[rows])
-
-
-class _Logged:
-    """Sums over the log: for each prompt with fresh draws, and over all units."""
-
-    def __init__(self, keys: NDArray[np.int64]) -> None:
-        self.keys = keys
-        self.draws = np.zeros(keys.size)
-        self.share = np.zeros(keys.size)
-        self.slope = np.zeros(keys.size)
-        # Moments of all units' means, about 1/2, where they lie if the policies are one; one partial sum per batch.
-        self.units = 0
-        self.partial: list[tuple[float, float, float]] = []
-        self._open: tuple[int, Doubles] | None = None
-
-    def add(self, unit: NDArray[np.int64] | None, log_weight: Any, count: Any) -> None:
-        """Add rows; those of a unit are consecutive, in this call or over several."""
-        share = _share(np.asarray(log_weight, dtype=np.float64))
-        weight = np.ones(share.size) if count is None else np.asarray(count, dtype=np.float64)
-        columns = np.stack([weight, weight * share, weight * share * (1.0 - share)])
-        if unit is None:
-            self._close(columns)
-            return
-        starts = np.flatnonzero(np.concatenate([[True], unit[1:] != unit[:-1]]))
-        sums = np.add.reduceat(columns, starts, axis=1)
-        keys = unit[starts]
-        if self._open is not None:
-            if self._open[0] == keys[0]:
-                sums[:, 0] += self._open[1]
-            else:
-                self._finish()
-        self._open = int(keys[-1]), sums[:, -1]
-        self._close(sums[:, :-1])
-        self._pair(keys[:-1], sums[:, :-1])
-
-    def _pair(self, keys: NDArray[np.int64], sums: Doubles) -> None:
-        place = np.searchsorted(self.keys, keys)
-        known = np.flatnonzero(self.keys[np.minimum(place, self.keys.size - 1)] == keys)
-        for total, column in zip((self.draws, self.share, self.slope), sums, strict=True):
-            np.add.at(total, place[known], column[known])
-
-    def _close(self, sums: Doubles) -> None:
-        """Take in the sums of units that are complete."""
-        sums = sums[:, sums[0] > 0]  # a count of 0 stands for no draw
-        centered = sums[1] / sums[0] - 0.5
-        self.units += centered.size
-        self.partial.append((float(centered.sum()), float(centered @ centered), float((sums[2] / sums[0]).sum())))
-
-    def _finish(self) -> None:
-        if self._open is not None:
-            key, sums = self._open
-            self._open = None
-            self._close(sums[:, None])
-            self._pair(np.array([key]), sums[:, None])
-
-    def paired(self) -> _Units:
-        """Return the means of the prompts that have fresh draws, as far as they are in the log."""
-        self._finish()
-        known = self.draws > 0
-        n = self.draws[known]
-        return _Units(self.keys[known], n, self.share[known] / n, self.slope[known] / n)
-
-    def overall(self) -> _Side:
-        """Return the moments of all units."""
-        self._finish()
-        first, second, slope = (math.fsum(column) for column in zip(*self.partial, strict=True))
-        mean = first / self.units
-        return _Side(self.units, 0.5 + mean, max(second - first * mean, 0.0) / (self.units - 1), slope / self.units)
-
-
-@dataclass(frozen=True, slots=True)
-class _Side:
-    """Mean and variance of the units' means, and the mean of h (1 - h)."""
-
-    units: int
-    mean: float
-    variance: float
-    slope: float
-
-    @classmethod
-    def of(cls, units: _Units) -> _Side:
-        centered = units.share - 0.5
-        variance = float(np.var(centered, ddof=1)) if centered.size > 1 else math.inf
-        return cls(centered.size, 0.5 + float(np.mean(centered)), variance, float(np.mean(units.slope)))
+    difference: float
+    standard_error: float
+    df: float
 
     @property
-    def error(self) -> float:
-        return self.variance / self.units
+    def p_value(self) -> float:
+        if self.standard_error == 0:
+            return float(self.difference == 0)
+        return t_tail(self.difference / self.standard_error, self.df)
+
+    def half_width(self, level: float) -> float:
+        return t_quantile(level, self.df) * self.standard_error if self.standard_error > 0 else 0.0
 
 
-def _by_prompt(draws: FreshDraws, values: Doubles) -> tuple[NDArray[np.int64], Doubles, Doubles]:
-    """Return prompts, the number of draws of each, and the mean of ``values`` over them."""
-    keys, place = np.unique(draws.prompt, return_inverse=True)
-    n: Doubles = np.zeros(keys.size)
-    np.add.at(n, place, draws.count)
-    total: Doubles = np.zeros(keys.size)
-    np.add.at(total, place, draws.count * values)
-    drawn = n > 0
-    return keys[drawn], n[drawn], total[drawn] / n[drawn]
-
-
-def _check(logged: _Logged, draws: FreshDraws, level: float, *, paired: bool) -> BridgeCheck:
-    share = _share(-draws.log_weight)
-    keys, n, mean = _by_prompt(draws, share)
-    if keys.size < 2:
+def _check(logged: LoggedSums, draws: FreshDraws, level: float, *, paired: bool) -> BridgeCheck:
+    fresh = Units.of_fresh(draws, logged.lens)
+    if fresh.keys.size < 2:
         raise SchemaError(f"the fresh draws ({draws.source}) are of one prompt only", remedy="draw for more prompts")
-    fresh = _Units(keys, n, mean, _by_prompt(draws, share * (1.0 - share))[2])
-    both = logged.paired()
+    both = logged.of_prompts()
     _, mine, theirs = np.intersect1d(both.keys, fresh.keys, assume_unique=True, return_indices=True)
     unmatched = fresh.keys.size - theirs.size
     paired = paired and theirs.size >= max(2, _SHARED * fresh.keys.size)
     if paired:
         both, fresh = both.take(mine), fresh.take(theirs)
-        one, other = _Side.of(both), _Side.of(fresh)
-        # The identity holds on every prompt, so what differs between prompts cancels.
-        differences = both.share - fresh.share
-        difference, error = float(differences.mean()), float(np.var(differences, ddof=1)) / differences.size
-        df = differences.size - 1.0
+        one, other = both.side(), fresh.side()
+        tests = [_paired(both.means[what] - fresh.means[what]) for what in (SHARE, TILT)]
     else:
-        one, other = logged.overall(), _Side.of(fresh)
-        difference, error = one.mean - other.mean, one.error + other.error
-        df = _welch(one, other)
-    standard_error = math.sqrt(error)
-    half, p_value = 0.0, float(difference == 0)
-    if standard_error > 0:
-        half, p_value = t_quantile(level, df) * standard_error, t_tail(difference / standard_error, df)
-    slope = one.slope + other.slope
-    weights = _by_prompt(draws, draws.log_weight)[2]
+        one, other = logged.side(), fresh.side()
+        tests = [_apart(one, other, what) for what in (SHARE, TILT)]
+    share, tilt = tests
+    half = share.half_width(level)
+    slope = float(one.mean[SLOPE] + other.mean[SLOPE])
     return BridgeCheck(
-        logged=one.mean,
-        fresh=other.mean,
-        difference=difference,
-        standard_error=standard_error,
-        interval=Interval(difference - half, difference + half, level, "t"),
-        p_value=p_value,
+        logged=float(one.mean[SHARE]),
+        fresh=float(other.mean[SHARE]),
+        difference=share.difference,
+        standard_error=share.standard_error,
+        interval=Interval(share.difference - half, share.difference + half, level, "t"),
+        p_value=share.p_value,
+        tilt=tilt.difference,
+        tilt_p_value=tilt.p_value,
         paired=paired,
         n_units_logged=one.units,
         n_units_fresh=other.units,
         n_unmatched=unmatched if paired else 0,
         n_fresh=int(fresh.draws.sum()),
-        offset=difference / slope if slope > 0 else None,
-        detectable_offset=(t_quantile(0.99, df) + _POWER) * standard_error / slope if slope > 0 else None,
-        fresh_log_weight=_mean(weights, level, "mean_log_weight", "nats"),
-        sampler_excess=None
-        if draws.excess is None
-        else _mean(_by_prompt(draws, draws.excess)[2], level, "sampler_excess", "nats"),
-        on_policy=None
-        if draws.reward is None
-        else _mean(_by_prompt(draws, draws.reward)[2], level, "on_policy", "reward units"),
+        offset=share.difference / slope if slope > 0 else None,
+        detectable_offset=(share.half_width(1 - _ALPHA) + _POWER * share.standard_error) / slope if slope > 0 else None,
+        fresh_log_weight=_mean(draws, draws.log_weight, level, "mean_log_weight", "nats"),
+        sampler_excess=_mean(draws, draws.excess, level, "sampler_excess", "nats"),
+        on_policy=_mean(draws, draws.reward, level, "on_policy", "reward units"),
         source=draws.source,
     )
 
 
-def _welch(one: _Side, other: _Side) -> float:
-    """Degrees of freedom of the difference of two means (Welch 1947)."""
-    total = one.error + other.error
-    if total <= 0 or math.isinf(total):
-        return 1.0
-    return total**2 / (one.error**2 / (one.units - 1) + other.error**2 / (other.units - 1))
+def _paired(differences: Doubles) -> _Test:
+    """Test differences on the same prompts: the identities hold on each, so what differs between prompts cancels."""
+    error = float(np.std(differences, ddof=1)) / math.sqrt(differences.size)
+    return _Test(float(differences.mean()), error, differences.size - 1.0)
 
 
-def _mean(values: Doubles, level: float, name: str, unit: str) -> Estimate:
-    """Return a mean over prompts with its interval; infinite values leave it without one."""
+def _apart(one: Side, other: Side, what: int) -> _Test:
+    """Test the means of two samples of units (Welch 1947)."""
+    errors = one.error(what), other.error(what)
+    total = errors[0] + errors[1]
+    df = 1.0
+    if total > 0:
+        df = total**2 / (errors[0] ** 2 / (one.units - 1) + errors[1] ** 2 / (other.units - 1))
+    return _Test(float(one.mean[what] - other.mean[what]), math.sqrt(total), df)
+
+
+@overload
+def _mean(draws: FreshDraws, values: Doubles, level: float, name: str, unit: str) -> Estimate: ...
+@overload
+def _mean(draws: FreshDraws, values: None, level: float, name: str, unit: str) -> None: ...
+def _mean(draws: FreshDraws, values: Doubles | None, level: float, name: str, unit: str) -> Estimate | None:
+    """Return a mean over prompts of means over their draws; infinite values leave it without a value."""
+    if values is None:
+        return None
     if not np.isfinite(values).all():
         return Estimate(name, None, unit=unit, note="some draws have probability 0 under one of the policies")
-    mean = float(values.mean())
-    if values.size < 2:
-        return Estimate(name, mean, unit=unit, note="a single prompt tells no standard error")
-    error = float(np.std(values, ddof=1)) / math.sqrt(values.size)
-    half = t_quantile(level, values.size - 1.0) * error
+    keys, place = np.unique(draws.prompt, return_inverse=True)
+    n = np.bincount(place, draws.count, keys.size)
+    total = np.bincount(place, draws.count * values, keys.size)
+    means = total[n > 0] / n[n > 0]
+    mean = float(means.mean())
+    error = float(np.std(means, ddof=1)) / math.sqrt(means.size)
+    half = t_quantile(level, means.size - 1.0) * error
     interval = Interval(mean - half, mean + half, level, "delta")
     return Estimate(name, mean, error, interval, {"delta": interval}, unit=unit)

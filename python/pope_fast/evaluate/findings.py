@@ -98,6 +98,9 @@ class BridgeCheck:
         the policy's probability that the log-probs put in the wrong place (total variation distance).
     p_value
         Of the two-sided t-test that the difference is 0.
+    tilt, tilt_p_value
+        The same difference with responses weighed by how probable they are under both policies, by a number from -1 to
+        1: another temperature or truncation shows here. And its p-value.
     paired
         Whether prompts were paired, which takes out what differs between prompts; else it is a two-sample test.
     n_units_logged, n_units_fresh, n_unmatched, n_fresh
@@ -106,7 +109,7 @@ class BridgeCheck:
     offset
         By how many nats all log-weights together would have to be too large to explain the difference, to first order.
     detectable_offset
-        An error of all log-weights that this check would have found four times in five, at p < .01, in nats.
+        An error of all log-weights that this check finds four times in five (with the default gate), in nats.
     fresh_log_weight
         Mean log-weight of the fresh draws in nats: a divergence, so never below 0 in expectation.
     sampler_excess
@@ -124,6 +127,8 @@ class BridgeCheck:
     standard_error: float
     interval: Interval
     p_value: float
+    tilt: float
+    tilt_p_value: float
     paired: bool
     n_units_logged: int
     n_units_fresh: int

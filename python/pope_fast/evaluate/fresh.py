@@ -43,6 +43,8 @@ class FreshDraws:
         Key of the prompt, as in the evaluated log if both have the same column for it.
     log_weight
         Log-prob under the target policy less that under the logger, nats.
+    log_sum
+        The sum of the two.
     excess
         Log-prob under the sampler less that under the target policy as the evaluated log has it, nats: 0 if that is the
         policy which was sampled. None if the draws have one of them only.
@@ -55,6 +57,7 @@ class FreshDraws:
     source: str
     prompt: NDArray[np.int64]
     log_weight: Doubles
+    log_sum: Doubles
     excess: Doubles | None
     count: Doubles
     reward: Doubles | None
@@ -177,7 +180,7 @@ def read_fresh(draws: FeedbackLog, policy: str, *, logger: str, role: str | None
 def _batches(
     draws: FeedbackLog, policy: str, target: str, other: str, sampler: str | None, role: str | None
 ) -> Iterator[tuple[Any, ...]]:
-    """Yield prompt, log-weight, excess, count and reward of some rows at a time."""
+    """Yield prompt, log-weight, sum, excess, count and reward of some rows at a time."""
     own = role or next((r for r in ("prompt_id", "prompt", "prompt_ids") if r in draws.columns), None)
     prompt, count, reward = (None if r is None else draws.columns.get(r) for r in (own, "count", "reward"))
     wanted = [name for name in (target, other, sampler, prompt, count, reward) if name is not None]
@@ -208,7 +211,7 @@ def _batches(
             np.ones(batch.num_rows) if count is None else _double(numbers(batch.column(count), "count", count, row))
         )
         rewards = None if reward is None else _double(numbers(batch.column(reward), "reward", reward, row))
-        yield rows, of_target - of_logger, excess, counts, rewards
+        yield rows, of_target - of_logger, of_target + of_logger, excess, counts, rewards
         row += batch.num_rows
 
 

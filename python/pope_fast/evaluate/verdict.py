@@ -42,7 +42,7 @@ DEFAULT_THRESHOLDS: Mapping[str, float] = {
     "e_value": 20.0,  # inconsistent log-probs above: 1 / .05
     "mean_log_weight_z": 3.0,  # inconsistent log-probs above, in standard errors
     "length_drift": 1.5,  # caution above: ratio of mean lengths, either way
-    "bridge": 0.01,  # inconsistent with fresh draws below: p-value of the bridge check
+    "bridge": 0.01,  # contradicted by fresh draws below: p-value of the bridge check
     "bridge_difference": 0.05,  # unreliable above: its difference, significantly
 }
 """Gates of the verdict. Override any of them with ``thresholds=``."""
@@ -210,11 +210,19 @@ def bridge_findings(check: BridgeCheck, gates: Mapping[str, float]) -> list[Find
     """
     reasons = []
     size = abs(check.difference)
-    if check.p_value < gates["bridge"] and size > _ROUNDING:
+    # Two tests share one error probability.
+    differs = check.p_value < gates["bridge"] / 2 and size > _ROUNDING
+    if differs:
         offset = "" if check.offset is None else f", as if all log-weights were {check.offset:+.2g} nats off"
         reasons.append(
             f"the mean of w/(1+w) is {check.logged:.3f} in the log, that of 1/(1+w) {check.fresh:.3f} in fresh draws; "
             f"they should be equal (p {check.p_value:.1g}{offset})"
+        )
+    if check.tilt_p_value < gates["bridge"] / 2 and abs(check.tilt) > _ROUNDING:
+        how, its, other = ("more", "lower", "higher") if check.tilt < 0 else ("less", "higher", "lower")
+        reasons.append(
+            f"fresh draws are {how} probable than the log's weights say (p {check.tilt_p_value:.1g}), as at a {its} "
+            f"temperature of the policy, or a {other} one of the logger"
         )
     divergence, excess = check.fresh_log_weight, check.sampler_excess
     if _beyond(divergence, -1.0, gates):
@@ -230,14 +238,13 @@ def bridge_findings(check: BridgeCheck, gates: Mapping[str, float]) -> list[Find
         return []
     message = f"fresh draws contradict the log-probs: {'; '.join(reasons)}"
     certain = min(abs(check.interval.low), abs(check.interval.high))
-    if (
-        check.p_value < gates["bridge"]
-        and check.interval.low * check.interval.high > 0
-        and (certain > gates["bridge_difference"])
-    ):
+    if differs and check.interval.low * check.interval.high > 0 and certain > gates["bridge_difference"]:
         message += f": at least {certain:.0%} of this policy's probability is in the wrong place"
         return [Finding(BRIDGE, "unreliable", message, size, gates["bridge_difference"])]
-    return [Finding(BRIDGE, "caution", message, check.p_value, gates["bridge"])]
+    p_value = 2 * min(check.p_value, check.tilt_p_value)
+    if p_value < gates["bridge"]:
+        return [Finding(BRIDGE, "caution", message, p_value, gates["bridge"])]
+    return [Finding(BRIDGE, "caution", message)]
 
 
 def _beyond(mean: Estimate, sign: float, gates: Mapping[str, float]) -> bool:

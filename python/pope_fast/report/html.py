@@ -260,7 +260,8 @@ def _diagnostics(policy: PolicyValue) -> list[tuple[str, str]]:
         facts += [
             ("bridge check: mean w/(1+w), log", words.figure(b.logged)),
             ("... mean 1/(1+w), fresh draws", words.figure(b.fresh)),
-            ("... p-value", words.figure(b.p_value)),
+            ("... p-value of their difference", words.figure(b.p_value)),
+            ("... p-value of its tilt to likely ones", words.figure(b.tilt_p_value)),
             ("... fresh draws", f"{b.n_fresh:,}"),
             ("... mean log-weight of these, nats", words.figure(b.fresh_log_weight.value)),
         ]

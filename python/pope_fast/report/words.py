@@ -195,7 +195,7 @@ def bridge_lines(policy: PolicyValue) -> tuple[str, ...]:
     text = (
         f"bridge check {'failed' if failed else 'passed'}: {check.n_fresh:,} fresh draws on {check.n_units_fresh:,} "
         f"prompts{'' if check.paired else ' (not those of the log)'}, difference {figure(check.difference, decimals)} "
-        f"{span(check.interval, decimals)}, p {check.p_value:.2g}"
+        f"{span(check.interval, decimals)}, p {min(1.0, 2 * min(check.p_value, check.tilt_p_value)):.2g}"
     )
     if check.detectable_offset is not None and not failed:
         text += f"; all log-weights off by {check.detectable_offset:.2g} nats would most likely have been noticed"

@@ -17,14 +17,19 @@ from pope_fast.errors import PopeError
 from pope_fast.sample.distribution import log_distribution
 from pope_fast.sample.settings import Sampling
 from pope_fast.sample.streams import choose, step_keys
+from pope_fast.score.budget import default_token_budget, is_out_of_memory
 
-__all__ = ["Draw", "Job", "decode", "default_token_budget"]
+__all__ = ["Draw", "decode"]
 
 # Rows that have ended are taken out of the batch once this share of it is left: taking out copies the cache.
 _COMPACT = 0.75
 # Logits that are normalized at once; few on a CPU, where they should stay in its cache.
 _LOGITS = {"cpu": 1 << 20}
 _MANY_LOGITS = 1 << 27
+# Logits of a batch: what bounds its rows where prompts and responses are short.
+_BATCH_LOGITS = 1 << 28
+# A token that is only kept in the cache takes less memory than one that goes through the model.
+_CACHED_TOKENS = 2
 # Layers that ignore padding on the left. Others count slots (chunks) or carry it along (recurrent states).
 _PADDABLE = frozenset({"full_attention", "sliding_attention"})
 
@@ -77,11 +82,6 @@ class Job:
         )
 
 
-def default_token_budget(model: Any) -> int:
-    """Return how many padded tokens a batch holds unless said otherwise."""
-    return 1 << 13 if _device(model).type == "cpu" else 1 << 17
-
-
 def decode(
     model: Any,
     prompts: Sequence[NDArray[np.int32]],
@@ -106,7 +106,8 @@ def decode(
     stop_ids : sequence of int
         Tokens that end a response.
     token_budget : int, optional
-        Most padded tokens of a batch, prompts counted with every draw, as they are in the cache.
+        Most padded tokens of a batch, prompts counted with every draw, as they are in the cache; found from the model
+        and the device by default.
     advance : callable
         Told the number of responses that have been drawn since it was last called.
 
@@ -120,7 +121,8 @@ def decode(
     PopeError
         If a single response does not fit into memory, or the model's logits are not numbers.
     """
-    runner = _Runner(model, sampling, stop_ids, token_budget or default_token_budget(model), advance)
+    token_budget = token_budget or _CACHED_TOKENS * default_token_budget(model, _device(model))
+    runner = _Runner(model, sampling, stop_ids, token_budget, advance)
     drawn: list[list[Draw | None]] = [[None] * len(of_prompt) for of_prompt in keys]
     with _evaluating(model):
         # The longest first: if memory is short, that shows at once.
@@ -144,7 +146,7 @@ def _evaluating(model: Any) -> Iterator[None]:
 
 
 def _device(model: Any) -> torch.device:
-    device: torch.device = next(model.parameters()).device
+    device: torch.device = model.get_input_embeddings().weight.device
     return device
 
 
@@ -172,14 +174,16 @@ class _Runner:
         self.budget = token_budget
         self.advance = advance
         parameters = _parameters(model)
-        kinds = set(getattr(model.config.get_text_config(decoder=True), "layer_types", None) or _PADDABLE)
+        config = model.config.get_text_config(decoder=True)
+        self.rows = max(1, _BATCH_LOGITS // int(config.vocab_size))
+        kinds = set(getattr(config, "layer_types", None) or _PADDABLE)
         self.pads = {"position_ids", "attention_mask"} <= parameters and kinds <= _PADDABLE
         self.options: dict[str, int] = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
         self.cached = True
 
-    def cost(self, length: int) -> int:
-        """Return the tokens that a draw for a prompt of some length holds in the cache."""
-        return length + self.sampling.max_new_tokens
+    def room(self, length: int) -> int:
+        """Return how many draws for prompts of some length go into a batch."""
+        return max(1, min(self.budget // (length + self.sampling.max_new_tokens), self.rows))
 
     def batches(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
         """Put jobs, longest prompt first, into batches under the budget; jobs with many draws are cut."""
@@ -193,7 +197,7 @@ class _Runner:
                 if not batch or room < 1 or (not self.pads and length != len(batch[0].ids)):
                     if batch:
                         yield batch
-                    batch, room = [], max(1, self.budget // self.cost(length))
+                    batch, room = [], self.room(length)
                 part, job = job.cut(min(room, job.keys.size))
                 batch.append(part)
                 room -= part.keys.size
@@ -203,20 +207,23 @@ class _Runner:
     def run(self, batch: list[Job]) -> Iterator[tuple[int, int, Draw]]:
         """Draw a batch; in halves if memory does not suffice."""
         rows = sum(job.keys.size for job in batch)
-        if rows > max(1, self.budget // self.cost(len(batch[0].ids))):
+        if rows > self.room(len(batch[0].ids)):
             yield from self._halves(batch)
             return
         try:
             draws = self._draw(batch)
-        except torch.OutOfMemoryError as error:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             if rows == 1:
                 raise PopeError(
-                    f"not enough memory for a single response of {self.cost(len(batch[0].ids))} tokens. "
-                    "Remedy: fewer max_new_tokens, a smaller precision, or a larger device."
+                    f"not enough memory for one response to a prompt of {len(batch[0].ids)} tokens. Remedy: fewer "
+                    "max_new_tokens, half precision, or a larger device."
                 ) from error
             draws = None
         if draws is None:  # after the exception, which holds on to the tensors of its frames
-            torch.cuda.empty_cache()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
             self.budget = max(1, self.budget // 2)
             yield from self._halves(batch)
             return

@@ -19,7 +19,7 @@ from pope_fast.log.signals import lengths_or_none
 from pope_fast.score.encoding import Encoder
 from pope_fast.score.rows import tokenize_log
 
-__all__ = ["Prompts", "open_prompts", "read_prompts", "usual_limit"]
+__all__ = ["Prompts", "first_draws", "open_prompts", "read_prompts", "usual_limit"]
 
 _ROLES = ("prompt_id", "prompt", "prompt_ids")
 _BATCH_ROWS = 1 << 16
@@ -112,7 +112,7 @@ def read_prompts(
     table = _distinct(log, content)
     if most is not None and most < table.num_rows:
         chosen = np.random.default_rng(seed).choice(table.num_rows, most, replace=False)
-        table = table.take(pa.array(np.sort(chosen)))
+        table = table.take(np.sort(chosen))
     if stored and encoder is not None and "prompt" in table.column_names:
         _compare(table, encoder)
     # Prompts are tokenized by what tokenizes them for scoring, which reads logs: the two must never differ.
@@ -139,7 +139,9 @@ def _distinct(log: FeedbackLog, content: str) -> pa.Table:
         assert unit is not None
         said = np.asarray(keys(batch.column(log.columns[content]), content, log.columns[content], row), np.int64)
         _, first, place = np.unique(unit, return_index=True, return_inverse=True)
-        known = np.array([seen.get(k, int(said[i])) for k, i in zip(unit[first].tolist(), first, strict=True)], np.int64)
+        known = np.array(
+            [seen.get(k, int(said[i])) for k, i in zip(unit[first].tolist(), first, strict=True)], np.int64
+        )
         other = np.flatnonzero(known[place] != said)
         if other.size:
             at = int(other[0])
@@ -153,7 +155,7 @@ def _distinct(log: FeedbackLog, content: str) -> pa.Table:
         new = np.sort([i for i in first.tolist() if int(unit[i]) not in seen]).astype(np.int64)
         seen.update(zip(unit[new].tolist(), said[new].tolist(), strict=True))
         columns = [batch.column(name) for name in names]
-        parts.append(pa.RecordBatch.from_arrays(columns, names=roles).take(pa.array(new)))
+        parts.append(pa.RecordBatch.from_arrays(columns, names=roles).take(new))
         row += batch.num_rows
     if not seen:
         raise SchemaError("the log is empty", remedy=f"check that {log.source} is the log that you mean")
@@ -207,7 +209,7 @@ def usual_limit(log: FeedbackLog) -> int:
     return longest_cut or 2 * longest or _DEFAULT_LIMIT
 
 
-def unique_streams(ids: Sequence[NDArray[np.int32]], draws: int) -> list[int]:
+def first_draws(ids: Sequence[NDArray[np.int32]], draws: int) -> list[int]:
     """Return the number of the first draw of each prompt: prompts of equal tokens go on where the one before ended."""
     next_draw: dict[bytes, int] = {}
     first = []

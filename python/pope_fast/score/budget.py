@@ -10,7 +10,7 @@ import torch
 __all__ = ["context_length", "default_token_budget", "is_out_of_memory"]
 
 # Tokens after which a larger call is no faster, and before which it is slower.
-_CPU_TOKENS = 4096
+_CPU_TOKENS = 2048
 _MOST_TOKENS = 1 << 16
 _FEWEST_TOKENS = 512
 

@@ -49,7 +49,7 @@ class Encoder:
         facts: dict[str, Any] = {
             "class": type(tokenizer).__name__,
             "special": {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())},
-            "prefix": self.prefix.tolist(),
+            "dressed": list(tokenizer("a")["input_ids"]),
         }
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is not None:

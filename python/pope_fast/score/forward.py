@@ -73,7 +73,8 @@ class Forward:
     def refresh(self) -> None:
         """Look at the head again, after the adapter has changed."""
         self.head: Head | None = find_head(self.model)
-        self._body: Any = self.model if self.head is None else find_decoder(self.model)
+        decoder: Any = find_decoder(self.model)
+        self._body = self.model if self.head is None else decoder
         self._config = getattr(self._body, "config", self.model.config)
         accepted = inspect.signature(self._body.forward).parameters
         any_name = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())

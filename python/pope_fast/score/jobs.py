@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -32,8 +33,8 @@ from pope_fast.score.workers import default_device
 
 __all__ = ["Options", "Task", "Work"]
 
-# Padded tokens of a batch that goes to a server: it makes batches of its own.
-_SERVER_BATCH = 1 << 14
+# Padded tokens of a batch that goes to a server. Servers make batches of their own; this is what a killed run loses.
+_SERVER_BATCH = 512
 
 # Nats by which a token's log-prob may differ between two requests to one model; servers compute in half precision.
 _SERVER_NOISE = 0.5
@@ -80,6 +81,11 @@ class Work:
         """Whether this process makes the output."""
         return not isinstance(self.store, DiskStore) or self.store.rank == 0
 
+    @property
+    def _quiet(self) -> bool:
+        """Whether others' progress bars are to stay off the screen, too."""
+        return not self.first or not (sys.stderr.isatty() if self.options.progress is None else self.options.progress)
+
     def columns(self, tasks: Sequence[Task]) -> list[ScoredColumn | CopiedColumn]:
         """Score all tasks; return their columns, in order, in the process that makes the output.
 
@@ -93,7 +99,7 @@ class Work:
         made: dict[int, ScoredColumn | CopiedColumn | None] = {}
         for group in _by_load(tasks):
             with ExitStack() as stack:
-                model = _Lazy(stack, tasks[group[0]].policy)
+                model = _Lazy(stack, tasks[group[0]].policy, self._quiet)
                 for index in group:
                     task = tasks[index]
                     if isinstance(task.policy, ColumnPolicy):
@@ -139,7 +145,7 @@ class Work:
                 errors[row] = f"{totals[row]} tokens of prompt and completion; the context of the model has {context}"
         excluded = np.zeros(len(tokenized.completions), np.bool_)
         excluded[list(errors)] = True
-        key = (id(tokenized), budget, share, excluded.tobytes())
+        key = (tokenized.fingerprint, budget, share, excluded.tobytes())
         if key not in self._plans:
             self._plans[key] = make_plan(
                 tokenized.prompts, tokenized.completions, token_budget=budget, share_prompt=share, excluded=excluded
@@ -243,7 +249,7 @@ class Work:
         """Return what the scores depend on: a run continues only one with the same."""
         template = encoder.template_hash if encoder is not None and tokenized.uses_template else None
         key: dict[str, Any] = {
-            "the log": tokenized.fingerprint(),
+            "the log": tokenized.fingerprint,
             "the batches": plan.fingerprint,
             "the model": about["fingerprint"],
             "the tokenizer": None if encoder is None else encoder.fingerprint,
@@ -286,7 +292,9 @@ class Work:
         sizes = plan.batch_tokens
         batches = self.store.share(job.missing(plan))
         while True:
-            meter = TokenMeter(int(sizes[batches].sum()), self.options.progress if self.first else False, task.label)
+            meter = TokenMeter(
+                int(sizes[batches].sum()), self.options.progress if self.first else False, f"scoring {task.label}"
+            )
             try:
                 for part in run(batches) if batches else ():
                     job.add(part)
@@ -349,15 +357,16 @@ class Work:
 class _Lazy:
     """A model that is loaded when it is first needed, and stays until the end of its group."""
 
-    def __init__(self, stack: ExitStack, policy: Policy) -> None:
+    def __init__(self, stack: ExitStack, policy: Policy, quiet: bool) -> None:
         self._stack = stack
+        self._quiet = quiet
         self._policy = policy
         self._model: Any = None
 
     def get(self) -> Any:
         if self._model is None:
             assert isinstance(self._policy, HFPolicy)
-            self._model = self._stack.enter_context(loaded_model(self._policy, default_device()))
+            self._model = self._stack.enter_context(loaded_model(self._policy, default_device(), quiet=self._quiet))
         return self._model
 
 

@@ -61,7 +61,7 @@ def load_encoder(policy: HFPolicy | ServerPolicy) -> Encoder | None:
 
 
 @contextmanager
-def loaded_model(policy: HFPolicy, default_device: str) -> Iterator[Any]:
+def loaded_model(policy: HFPolicy, default_device: str, *, quiet: bool = False) -> Iterator[Any]:
     """Load a policy's base model, without its adapter; a given object is used and left as it was.
 
     Raises
@@ -90,12 +90,19 @@ def loaded_model(policy: HFPolicy, default_device: str) -> Iterator[Any]:
     if device == "auto":
         options["device_map"] = "auto"
     dtype = "auto" if policy.dtype == "auto" else getattr(torch, policy.dtype)
+    bars = transformers.utils.logging
+    shown = bars.is_progress_bar_enabled()
     try:
+        if quiet:
+            bars.disable_progress_bar()
         model = transformers.AutoModelForCausalLM.from_pretrained(policy.model, dtype=dtype, **options)
         if device != "auto":
             model.to(device)
     except Exception as error:  # See load_encoder.
         raise PopeError(f"policy {policy.name!r}: {policy.model} cannot be loaded: {_line(error)}") from error
+    finally:
+        if quiet and shown:
+            bars.enable_progress_bar()
     model.eval()
     yield model
 

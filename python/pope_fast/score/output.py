@@ -52,7 +52,7 @@ class Names:
     def of_behavior(cls, *, again: bool = False) -> Names:
         """Return those of the behavior policy, or of its second scoring."""
         end = "_again" if again else ""
-        return cls(f"behavior_logprob{end}", f"behavior_token_logprobs{end}", f"score_error/behavior{end}")
+        return cls(f"behavior_logprob{end}", f"behavior_token_logprobs{end}", f"behavior_score_error{end}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

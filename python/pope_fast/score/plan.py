@@ -28,6 +28,10 @@ _Int64 = npt.NDArray[np.int64]
 #: Enters the fingerprint: raised whenever the same data and options give other batches.
 _VERSION = 1
 
+# A call is padded by at most a tenth, unless it holds less than an eighth of the budget.
+_LEAST_FILL = 0.9
+_SMALL_CALL = 1 / 8
+
 # A shared batch holds at most this many budgets of completion tokens, so that a batch stays a small step of a run.
 _CHUNKS_PER_BATCH = 8
 
@@ -347,8 +351,20 @@ def cut_unshared(pairs: _Int64, prompt_length: _Int64, length: _Int64, budget: i
     sizes = total[order]
     bounds = [0]
     while bounds[-1] < order.size:
-        bounds.append(min(order.size, bounds[-1] + max(1, budget // int(sizes[bounds[-1]]))))
+        bounds.append(bounds[-1] + _fitting(sizes[bounds[-1] :], budget))
     return order, np.array(bounds, np.int64)
+
+
+def _fitting(sizes: npt.NDArray[Any], budget: int) -> int:
+    """Return how many of the first sizes, which descend, go into one call: at least one.
+
+    All are padded to the first. A call is closed before it is full if it would be padding for a good part, unless it
+    would be a very small one.
+    """
+    most = min(sizes.size, max(1, int(budget / sizes[0])))
+    padded = sizes[0] * np.arange(1, most + 1)
+    full = np.cumsum(sizes[:most]) >= _LEAST_FILL * padded
+    return int(np.flatnonzero(full | (padded <= _SMALL_CALL * budget))[-1]) + 1 if most > 1 else 1
 
 
 def cut_shared(
@@ -383,8 +399,7 @@ def cut_shared(
     while unit < unit_start.size:
         done = int(total[unit_start[unit] - 1]) if unit_start[unit] else 0
         by_completions = int(np.searchsorted(total[unit_end - 1], done + limit, side="right")) - unit
-        by_prompts = budget // int(unit_prompt[unit])
-        unit = min(unit_start.size, unit + max(1, min(by_completions, by_prompts)))
+        unit += max(1, min(by_completions, _fitting(unit_prompt[unit:], budget)))
         batches.append(int(unit_end[unit - 1]))
     batch_offsets = np.array(batches, np.int64)
 
@@ -397,7 +412,7 @@ def cut_shared(
     chunks = [0]
     for stop in batch_offsets[1:].tolist():
         while chunks[-1] < stop:
-            chunks.append(min(stop, chunks[-1] + max(1, int(budget / weights[chunks[-1]]))))
+            chunks.append(chunks[-1] + _fitting(weights[chunks[-1] : stop], budget))
     return order, batch_offsets, np.array(chunks, np.int64)
 
 

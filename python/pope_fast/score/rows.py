@@ -63,6 +63,8 @@ class Tokenized:
         Whether the chat template decided about tokens.
     columns : mapping of str to str
         The columns of the log that were read, by role.
+    fingerprint : str
+        Digest of all token ids and errors: it changes whenever what is to be scored does.
     notes : tuple of str
         What a user should know: warnings, not errors.
     """
@@ -75,22 +77,13 @@ class Tokenized:
     eos: str
     boundary_mismatches: int
     columns: Mapping[str, str]
+    fingerprint: str
     notes: tuple[str, ...] = ()
 
     @property
     def uses_template(self) -> bool:
         """Whether the chat template decided about tokens."""
         return self.prompt_source == "template"
-
-    def fingerprint(self) -> str:
-        """Return a digest of all token ids and errors: it changes whenever what is to be scored does."""
-        digest = hashlib.blake2b(digest_size=16)
-        for lists in (self.prompts, self.completions):
-            for array in (lists.offsets, lists.values):
-                digest.update(array.size.to_bytes(8, "little"))
-                digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
-        digest.update(json.dumps(sorted(self.errors.items())).encode())
-        return digest.hexdigest()
 
     def excluded(self) -> npt.NDArray[np.bool_]:
         """Return which rows have an error."""
@@ -399,10 +392,12 @@ class _Reader:
 
     def result(self) -> Tokenized:
         """Return all rows, and what is to be said about them."""
+        prompts, completions = (_concatenated(part) for part in self.parts)
         return Tokenized(
-            prompts=_concatenated(self.parts[0]),
-            completions=_concatenated(self.parts[1]),
+            prompts=prompts,
+            completions=completions,
             errors=self.errors,
+            fingerprint=_fingerprint(prompts, completions, self.errors),
             tokens="stored" if self.stored else "retokenized",
             prompt_source="stored" if "prompt_ids" in self.columns else "template" if self.chat else "text",
             eos=self._eos_rule(),
@@ -481,6 +476,16 @@ def _cleaned(value: Any) -> Any:
     if isinstance(value, Mapping):
         return _without_nulls(value)
     return [_cleaned(item) for item in value] if isinstance(value, list) else value
+
+
+def _fingerprint(prompts: TokenLists, completions: TokenLists, errors: Mapping[int, str]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for lists in (prompts, completions):
+        for array in (lists.offsets, lists.values):
+            digest.update(array.size.to_bytes(8, "little"))
+            digest.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
+    digest.update(json.dumps(sorted(errors.items())).encode())
+    return digest.hexdigest()
 
 
 def _concatenated(parts: Sequence[TokenLists]) -> TokenLists:

@@ -173,6 +173,9 @@ def _tasks(log: FeedbackLog, policies: list[Policy], behavior: Any, aa: bool) ->
     if not tasks:
         raise PopeError("there is no policy to score: give policies=, behavior= or both")
     there = set(log.schema.names)
+    if len(there) < len(log.schema.names):
+        twice = next(name for name in log.schema.names if log.schema.names.count(name) > 1)
+        raise SchemaError("the log has two columns of this name", column=twice, remedy="rename or drop one")
     for task in tasks:
         for name in (task.names.logprob, task.names.tokens, task.names.error):
             if name in there and not (isinstance(task.policy, ColumnPolicy) and task.policy.column == name):

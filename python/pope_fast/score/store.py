@@ -386,8 +386,7 @@ class _DiskJob(Job):
             seen: set[int] = set()
             for path in self._shards():
                 part = self._read(path)
-                # Two processes may have scored one batch, if one of them was taken for dead.
-                if part is not None and not seen.issuperset(part.batches):
+                if part is not None:
                     seen.update(part.batches)
                     yield part
             if len(seen) < len(plan):

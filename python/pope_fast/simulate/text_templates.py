@@ -74,13 +74,13 @@ PERSPECTIVES: dict[str, tuple[str, ...]] = {
 }
 
 #: Opening -> how much everybody likes it.
-OPENINGS: tuple[tuple[str, float], ...] = (("in my view, ", 0.5), ("", 0.0), ("obviously, ", -0.5))
+OPENINGS: tuple[tuple[str, float], ...] = (("in my view, ", 0.3), ("", 0.0), ("obviously, ", -0.3))
 
 #: Ending -> how much everybody likes it.
 ENDINGS: tuple[tuple[str, float], ...] = (
-    (", because it works well elsewhere.", 0.75),
-    (".", -0.25),
-    (" and that is it.", -0.5),
+    (", because it works well elsewhere.", 0.5),
+    (".", 0.0),
+    (" and that is it.", -0.4),
 )
 
 #: Names of the annotator groups, with their shares of the population.

@@ -25,8 +25,8 @@ UNCLEAR = "unclear"
 """Name of the cluster of texts that express no perspective on the question that was asked."""
 
 _WORDINGS = 4
-_TASTE = 1.6  # logits between what a group favors and what it does not
-_DOMAIN_TASTE = 1.0  # standard deviation of how much that depends on the domain, in logits
+_TASTE = 2.4  # logits between what a group favors and what it does not
+_DOMAIN_TASTE = 0.8  # standard deviation of how much that depends on the domain, in logits
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,10 @@ from pope_fast.align.losses.inputs import LossInputs
 from pope_fast.align.losses.pairs import Pairs, best_of_prompt, pair_loss, pair_metrics
 from pope_fast.align.losses.report import report
 from pope_fast.align.losses.sft import draws_above
-from pope_fast.align.losses.weights import Weighting, row_weights
+from pope_fast.align.losses.weights import SN_TIPS, Weighting, row_weights
 from pope_fast.errors import PopeError, SchemaError
 
 __all__ = ["darling_loss", "distinctness", "diverse_pairs", "divpo_loss"]
-
-_PLAIN = Weighting()
 
 
 def distinctness(batch: LossInputs, weight: Tensor | None = None) -> Tensor:
@@ -50,7 +48,7 @@ def distinctness(batch: LossInputs, weight: Tensor | None = None) -> Tensor:
 def darling_loss(
     batch: LossInputs,
     *,
-    weighting: Weighting | None = _PLAIN,
+    weighting: Weighting | None = SN_TIPS,
     reward_low: float = 0.0,
 ) -> tuple[Tensor, dict[str, float]]:
     """Policy gradient of quality times diversity.
@@ -72,7 +70,7 @@ def darling_loss(
     -----
     Source: in the manner of DARLING (Li et al. 2025), off policy.
     """
-    if weighting is not None and (weighting.level == "token" or weighting.taper != "none"):
+    if weighting is not None and (weighting.level == "token" or weighting.taper not in ("none", "ppo")):
         raise PopeError("darling weighs whole responses, without taper")
     quality = batch.reward.to(batch.draws.dtype) - reward_low
     if bool((quality < 0).any()):

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from pope_fast.align.losses.inputs import LossInputs
-from pope_fast.align.losses.weights import Weighting, row_weights
+from pope_fast.align.losses.weights import SN_TIPS, Weighting, row_weights
 from pope_fast.errors import PopeError, SchemaError
 
 __all__ = [
@@ -65,7 +65,8 @@ class Diversity:
         are added to those of the prompt.
     bounded : bool
         Whether surprisals are cut to the range of ``phi'`` on [0, 1]. Unbiased estimates leave it where weights are
-        large; cutting them is biased and tamer.
+        large. Cut they are biased, and train far better once the policy has moved; False makes the score form exactly
+        unbiased.
     n_clusters : int, optional
         Number of clusters; by default one more than the largest label of the batch. Must be given where parts of a
         batch are to be added up.
@@ -80,7 +81,7 @@ class Diversity:
     order: int = 3
     level: DiversityLevel = "prompt"
     smoothing: float = 1.0
-    bounded: bool = False
+    bounded: bool = True
     n_clusters: int | None = None
 
     def __post_init__(self) -> None:
@@ -384,7 +385,7 @@ class RunningMarginal:
     def update(self, batch: LossInputs, weighting: Weighting | None = None) -> None:
         """Take in a batch scored by the current policy."""
         Diversity(n_clusters=self.n_clusters).clusters(batch)
-        weight = row_weights(batch, weighting or Weighting()).weight
+        weight = row_weights(batch, weighting or SN_TIPS).weight
         masses = cluster_masses(batch, weight, self.n_clusters).sum(dim=0)
         self._masses = self.decay * self._masses + masses.cpu().double()
         self._weight = self.decay * self._weight + float(batch.prompt_mean(weight).sum())

@@ -89,7 +89,7 @@ class Objective:
     """
 
     diversity_weight: float = 1.0
-    beta: float = 0.0
+    beta: float = 0.05
     weighting: Weighting = _WEIGHTING
     diversity: Diversity = _DIVERSITY
     self_normalize: bool = True

@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 
 from pope_fast.align.losses.inputs import LossInputs
 from pope_fast.align.losses.report import report
-from pope_fast.align.losses.weights import Weighting, row_weights
+from pope_fast.align.losses.weights import SN_TIPS, row_weights
 from pope_fast.errors import PopeError
 
 __all__ = [
@@ -221,7 +221,7 @@ def kto_loss(
         if kl not in ("weighted", "matched"):
             raise PopeError(f"kl must be a number, 'weighted' or 'matched', not {kl!r}")
         detached = log_ratio.detach()
-        weight = row_weights(batch.detach(), Weighting()).weight if kl == "weighted" else torch.ones_like(detached)
+        weight = row_weights(batch.detach(), SN_TIPS).weight if kl == "weighted" else torch.ones_like(detached)
         point = (batch.mean(weight * detached) / batch.mean(weight)).clamp(min=0.0)
     else:
         if not 0 <= kl < math.inf:

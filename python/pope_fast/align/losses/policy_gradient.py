@@ -10,12 +10,10 @@ from torch import Tensor
 from pope_fast.align.losses.advantages import Advantage, advantages
 from pope_fast.align.losses.inputs import LossInputs
 from pope_fast.align.losses.report import report
-from pope_fast.align.losses.weights import CEILING, Weighting, row_weights
+from pope_fast.align.losses.weights import CEILING, UNTRUNCATED, Weighting, row_weights
 from pope_fast.errors import PopeError, SchemaError
 
 __all__ = ["a_lol_loss", "cispo_loss", "gspo_loss", "ips_pg_loss", "offline_pg_loss", "per_token", "topr_loss"]
-
-_UNWEIGHTED = Weighting(truncation="none")
 
 
 def per_token(batch: LossInputs) -> tuple[Tensor, Tensor]:
@@ -50,7 +48,7 @@ def ips_pg_loss(
     batch: LossInputs,
     *,
     advantage: Advantage = "loo",
-    weighting: Weighting = _UNWEIGHTED,
+    weighting: Weighting = UNTRUNCATED,
     self_normalize: bool = False,
 ) -> tuple[Tensor, dict[str, float]]:
     """Policy gradient of the utility by importance weighting.
@@ -63,7 +61,7 @@ def ips_pg_loss(
     -----
     Source: Swaminathan & Joachims (2015), Metelli et al. (2018).
     """
-    if weighting.level == "token" or weighting.taper != "none" or weighting.reject_only == "negative":
+    if weighting.level == "token" or weighting.taper not in ("none", "ppo") or weighting.reject_only == "negative":
         raise PopeError("ips_pg weighs whole responses, without taper. Remedy: loss 'pope' with form='score'")
     rows = row_weights(batch, weighting)
     scale = batch.mean(rows.weight).detach() if self_normalize else 1.0

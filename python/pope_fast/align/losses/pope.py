@@ -123,7 +123,7 @@ def _check(batch: LossInputs, objective: Objective, form: Form, reference: Tenso
     if form == "direct":
         if weighting.level == "token":
             raise PopeError("the direct form has no weights of tokens. Remedy: form='score', or loss 'token_ratio'")
-        if weighting.taper != "none" or weighting.reject_only == "negative":
+        if weighting.taper not in ("none", "ppo") or weighting.reject_only == "negative":
             raise PopeError("the direct form has no advantages to taper or reject by. Remedy: form='score'")
     elif objective.pessimism is not None:
         raise PopeError("pessimism smooths the estimates themselves. Remedy: form='direct'")
@@ -181,7 +181,11 @@ def _surrogate(
 
 def _scale(objective: Objective, mean_weight: Tensor) -> Tensor:
     """Return what rows of the score form are divided by; a taper sets the scale of its weights itself."""
-    if objective.self_normalize and objective.weighting.taper == "none" and objective.weighting.level != "token":
+    if (
+        objective.self_normalize
+        and objective.weighting.taper in ("none", "ppo")
+        and objective.weighting.level != "token"
+    ):
         return mean_weight
     return torch.ones_like(mean_weight)
 

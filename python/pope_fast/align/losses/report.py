@@ -9,7 +9,7 @@ from pope_fast.align.losses.diagnostics import numbers, weight_diagnostics
 from pope_fast.align.losses.diversity import Diversity
 from pope_fast.align.losses.inputs import LossInputs
 from pope_fast.align.losses.objective import Objective, evaluate_objective, pope_statistics
-from pope_fast.align.losses.weights import row_weights
+from pope_fast.align.losses.weights import SN_TIPS, row_weights
 
 __all__ = ["report"]
 
@@ -28,10 +28,10 @@ def report(batch: LossInputs, loss: Tensor, **extra: Tensor | float) -> dict[str
         H_M within prompts with the largest M up to 3 that the largest prompt allows, ``diversity_order``.
     """
     batch = batch.detach()
-    objective = Objective(diversity_weight=0.0)
+    objective = Objective(diversity_weight=0.0, weighting=SN_TIPS)
     orders = min(_MOST, int(batch.prompt_draws().max()) - 1)
     if batch.cluster is not None and orders > 0:
-        objective = Objective(diversity=Diversity(order=orders))
+        objective = Objective(weighting=SN_TIPS, diversity=Diversity(order=orders))
     rows = row_weights(batch, objective.weighting)
     parts = evaluate_objective(pope_statistics(batch, objective, rows=rows), objective)
     metrics: dict[str, Tensor | float] = {"loss": loss, **extra, "utility": parts.utility, "kl": parts.kl}

@@ -13,13 +13,13 @@ from pope_fast.align.losses.inputs import LossInputs
 from pope_fast.errors import PopeError
 from pope_fast.reference.tails import smoothed_log_weights
 
-__all__ = ["WEIGHTINGS", "RowWeights", "Weighting", "row_weights", "score_weights"]
+__all__ = ["SN_TIPS", "UNTRUNCATED", "WEIGHTINGS", "RowWeights", "Weighting", "row_weights", "score_weights"]
 
 Level = Literal["sequence", "token", "geometric"]
 Truncation = Literal["none", "clip", "sn_tips", "psis"]
 Rejection = Literal["none", "ratio", "geometric", "k3", "token"]
 RejectOnly = Literal["all", "negative"]
-Taper = Literal["none", "topr", "gspo"]
+Taper = Literal["none", "ppo", "topr", "gspo"]
 
 #: Log-ratios above this many nats count as this many: powers of the weight must not overflow. The raw diagnostics are
 #: computed from the log-ratios themselves.
@@ -42,7 +42,8 @@ class Weighting:
         ``psis``: the largest weights are replaced by quantiles of a fitted generalized Pareto distribution (Vehtari et
         al. 2024); needs the whole batch at once.
     clip : float
-        Level of ``clip``.
+        Level of ``clip``. Low by default: with few draws per prompt the variance of large weights costs more than the
+        bias of cutting them.
     n_units : int, optional
         The n of ``tau``: by default the prompts of the batch. A larger one truncates less.
     rejection : {"none", "ratio", "geometric", "k3", "token"}
@@ -54,8 +55,10 @@ class Weighting:
     reject_only : {"all", "negative"}
         Whether rejection concerns all rows or only those with negative advantage (the off-policy sequence mask of
         DeepSeek-V3.2, 2025); ``negative`` is for score forms.
-    taper : {"none", "topr", "gspo"}
-        Score form only. ``topr``: weight 1 for positive advantages, ``min(w, 1)`` for negative ones (Le Roux et al.
+    taper : {"none", "ppo", "topr", "gspo"}
+        Score form only. ``ppo``: truncated weights of positive advantages become 0, so what is already much likelier
+        than in the log is pulled no further up, but can still be pushed down (the pessimistic minimum of Schulman et
+        al. 2017); the default. In the direct form a truncated weight is constant, which does the same. ``topr``: weight 1 for positive advantages, ``min(w, 1)`` for negative ones (Le Roux et al.
         2025). ``gspo``: the weight ``w^(1/T) / T``, and 0 where PPO's clipping of ``w^(1/T)`` to
         ``[1 - epsilon_low, 1 + epsilon_high]`` stops the gradient (Zheng et al. 2025); needs level ``geometric``.
     epsilon_low, epsilon_high : float
@@ -68,14 +71,14 @@ class Weighting:
     """
 
     level: Level = "sequence"
-    truncation: Truncation = "sn_tips"
-    clip: float = 5.0
+    truncation: Truncation = "clip"
+    clip: float = 2.0
     n_units: int | None = None
     rejection: Rejection = "none"
     reject_below: float = 0.0
     reject_above: float = math.inf
     reject_only: RejectOnly = "all"
-    taper: Taper = "none"
+    taper: Taper = "ppo"
     epsilon_low: float = 0.2
     epsilon_high: float = 0.2
 
@@ -99,16 +102,25 @@ class Weighting:
             raise PopeError(f"rejection keeps [{self.reject_below}, {self.reject_above}], which is no interval")
         if self.taper == "gspo" and self.level != "geometric":
             raise PopeError("taper 'gspo' needs level 'geometric'")
-        if self.taper == "topr" and self.level != "sequence":
-            raise PopeError("taper 'topr' needs level 'sequence'")
+        if self.taper in ("ppo", "topr") and self.level == "token":
+            raise PopeError(f"taper {self.taper!r} weighs whole responses, and level 'token' does not")
+        if self.taper == "ppo" and self.truncation == "none":
+            raise PopeError("taper 'ppo' needs a truncation: it is what stops the pull")
 
+
+UNTRUNCATED = Weighting(truncation="none", taper="none")
+"""Plain importance weights."""
+
+SN_TIPS = Weighting(truncation="sn_tips", taper="none")
+"""Weights of the estimator that the evaluation of logs shows first."""
 
 WEIGHTINGS: dict[str, Weighting] = {
-    "none": Weighting(truncation="none"),
-    "sn_tips": Weighting(),
-    "psis": Weighting(truncation="psis"),
+    "default": Weighting(),
+    "none": UNTRUNCATED,
+    "sn_tips": SN_TIPS,
+    "psis": Weighting(truncation="psis", taper="none"),
     "topr": Weighting(truncation="none", taper="topr"),
-    "cispo": Weighting(level="token", truncation="clip", clip=1.28),
+    "cispo": Weighting(level="token", clip=1.28, taper="none"),
     "gspo": Weighting(level="geometric", truncation="none", taper="gspo", epsilon_low=3e-4, epsilon_high=4e-4),
 }
 """Combinations that have a name."""
@@ -188,6 +200,8 @@ def score_weights(batch: LossInputs, rows: RowWeights, weighting: Weighting, adv
     raw = rows.log_ratio.detach().clamp(max=CEILING).exp()
     if weighting.taper == "topr":
         weight = torch.where(advantage >= 0, 1.0, raw.clamp(max=1.0))
+    elif weighting.taper == "ppo":
+        weight = torch.where(rows.truncated & (advantage > 0), 0.0, rows.weight.detach())
     elif weighting.taper == "gspo":
         high, low = raw > 1.0 + weighting.epsilon_high, raw < 1.0 - weighting.epsilon_low
         stopped = torch.where(advantage >= 0, high, low)
