@@ -3,31 +3,62 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor
+from world import make_world
 
 from pope_fast.align.losses import LossInputs
-from pope_fast.simulate.text_models import Example, encode, train, world_examples
+from pope_fast.simulate.text_models import Example, encode, make_model, make_tokenizer, mixture, train
 from pope_fast.simulate.text_world import TextWorld
 
 LONGEST = 24
 
 
-def fine_tuned(base: Any, tokenizer: Any, examples: Sequence[Example], steps: int, seed: int) -> Any:
-    """Return a copy of a model, fine-tuned on answers."""
+def make_base(steps: int, seed: int = 0) -> tuple[Any, Any]:
+    """Train the tokenizer and the base model: every perspective and phrasing is equally likely to it."""
+    examples = mixture(make_world(0), 64 * min(steps, 625), seed)
+    tokenizer = make_tokenizer(examples)
+    model = make_model(tokenizer, seed)
+    train(model, tokenizer, examples, steps=steps, seed=seed)
+    return model, tokenizer
+
+
+def fine_tuned(
+    base: Any, tokenizer: Any, world: TextWorld, policy: np.ndarray, steps: int, seed: int, rate: float = 1e-3
+) -> Any:
+    """Return a copy of a model, fine-tuned on the pre-training mixture with the answers of a policy."""
     model = copy.deepcopy(base)
-    train(model, tokenizer, examples, steps=steps, learning_rate=1e-3, completions_only=True, seed=seed)
+    examples = mixture(world, 64 * steps, seed, policy)
+    train(model, tokenizer, examples, steps=steps, learning_rate=rate, seed=seed)
     return model
 
 
-def answers(world: TextWorld, policy: np.ndarray, steps: int, seed: int) -> list[Example]:
-    """Return enough answers of a policy for so many steps of fine-tuning."""
-    return world_examples(world, policy, 64 * min(steps, 40), seed)
+def store(folder: Path, model: Any, tokenizer: Any | None = None) -> None:
+    """Save a model, whole or not at all."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(partial)
+    partial.rename(folder)
+
+
+def load(folder: Path) -> Any:
+    """Load a model."""
+    return transformers.LlamaForCausalLM.from_pretrained(folder).eval()
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load the tokenizer."""
+    return transformers.PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 @dataclass(frozen=True)
@@ -145,9 +176,7 @@ def token_logprobs(model: Any, units: Sequence[Unit]) -> tuple[Tensor, Tensor]:
     # A token sees what is before it in its own response, and the question.
     seen = before & ((block[:, :, None] == block[:, None, :]) | (block[:, None, :] == 0))
     bias = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
-    hidden = model.model(
-        input_ids=ids, attention_mask=bias, position_ids=position, use_cache=False
-    ).last_hidden_state
+    hidden = model.model(input_ids=ids, attention_mask=bias, position_ids=position, use_cache=False).last_hidden_state
     longest = max(u.mask.shape[1] for u in units)
     stretch = [(0, longest - u.mask.shape[1]) for u in units]
     put = torch.nn.functional.pad

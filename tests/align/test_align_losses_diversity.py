@@ -8,7 +8,7 @@ import torch
 from table_policy import small_table
 from torch import Tensor
 
-from pope_fast.align.losses import Diversity, LossInputs, Objective, RunningMarginal, Weighting, pope_loss
+from pope_fast.align.losses import Diversity, LossInputs, Objective, RunningMarginal, pope_loss
 from pope_fast.align.losses.diversity import (
     cluster_masses,
     cluster_moments,
@@ -18,6 +18,7 @@ from pope_fast.align.losses.diversity import (
     prompt_surprisal,
     reference_surprisal,
 )
+from pope_fast.align.losses.weights import UNTRUNCATED
 from pope_fast.errors import PopeError, SchemaError
 from pope_fast.reference.diversity import (
     collision_moment,
@@ -74,7 +75,7 @@ def test_self_normalized_estimate_is_that_of_evaluate() -> None:
     batch = random_batch()
     assert batch.cluster is not None
     family = within_prompt(batch.log_ratio.detach().numpy(), batch.cluster.numpy(), batch.prompt.numpy(), max_order=3)
-    raw = Objective(weighting=Weighting(truncation="none", taper="none"))
+    raw = Objective(weighting=UNTRUNCATED)
     _, metrics = pope_loss(batch, raw)
     assert metrics["diversity"] == pytest.approx(harmonic_entropy(family, 3).value, rel=1e-10)
 
@@ -171,9 +172,7 @@ def test_rows_without_a_cluster_hold_mass_and_add_nothing() -> None:
     moments = cluster_moments(batch, w.detach(), Diversity("gini"))
     inside = torch.where(loose, 0.0, w.detach())
     assert torch.allclose(moments[0], batch.prompt_mean(inside))
-    plain = Objective(
-        weighting=Weighting(truncation="none", taper="none"), self_normalize=False, diversity=Diversity("gini")
-    )
+    plain = Objective(weighting=UNTRUNCATED, self_normalize=False, diversity=Diversity("gini"))
     _, metrics = pope_loss(batch, plain, form="direct")
     expected = 1.0 - float(batch.mean(w.detach() - inside)) - float(moments[1].mean())
     assert metrics["diversity"] == pytest.approx(expected, rel=1e-10)
@@ -196,9 +195,7 @@ def test_prompts_with_too_few_responses_are_left_out_of_diversity_alone() -> Non
     table = small_table(8)
     with_short = table.batch([0, 1, 0], [[0, 1, 2, 1], [0, 2, 2, 1], [0, 1]])
     without = table.batch([0, 1], [[0, 1, 2, 1], [0, 2, 2, 1]])
-    raw = Objective(
-        weighting=Weighting(truncation="none", taper="none"), diversity=Diversity(order=3), self_normalize=False
-    )
+    raw = Objective(weighting=UNTRUNCATED, diversity=Diversity(order=3), self_normalize=False)
     _, first = pope_loss(with_short, raw)
     _, second = pope_loss(without, raw)
     assert first["diversity"] == pytest.approx(second["diversity"], rel=1e-12)
@@ -211,7 +208,7 @@ def test_running_marginal_follows_the_policy() -> None:
     table = small_table(9)
     running = RunningMarginal(2, decay=0.5, smoothing=1e-6)
     assert running.masses().tolist() == [0.5, 0.5]
-    raw = Weighting(truncation="none", taper="none")
+    raw = UNTRUNCATED
     for _ in range(3):
         running.update(table.population(), raw)
     assert torch.allclose(running.masses(), table.shares().mean(dim=0).detach(), atol=1e-5)

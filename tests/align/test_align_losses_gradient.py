@@ -216,6 +216,7 @@ def test_welfare_of_groups_has_the_exact_gradient_on_the_population(table: Table
     }[welfare]
     objective = Objective(
         diversity_weight=0.0,
+        beta=0.0,
         weighting=RAW,
         welfare=welfare,
         group_shares=(0.3, 0.7),  # type: ignore[arg-type]
@@ -246,7 +247,7 @@ def test_log_smoothing_is_a_lower_bound_with_its_own_gradient(table: Table) -> N
 @pytest.mark.parametrize("form", ["direct", "score"])
 def test_sequence_weights_of_a_language_model_have_the_exact_gradient(form: str) -> None:
     """E3: the product over tokens is what makes the log speak for the policy; surrogates have another gradient."""
-    lm = tiny_lm()
+    lm = tiny_lm(vocabulary=2)
     reward = (lm.sequences == 1).double().mean(dim=1)
     cluster = lm.sequences[:, 0]
     p = lm.tokens(lm.logits).sum(dim=1).exp()

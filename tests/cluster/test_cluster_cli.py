@@ -52,7 +52,7 @@ def test_the_log_is_written_and_described(log: Path, tmp_path: Path) -> None:
     assert outcome.code == 0, outcome.stderr
     assert "TF-IDF of character n-grams" in outcome.stdout
     assert "stable" in outcome.stdout
-    assert outcome.stdout.rstrip().endswith(f"next: pope evaluate {out} --cluster-scope prompt")
+    assert outcome.stdout.rstrip().endswith(f"next: pope evaluate {out}")
     assert np.array_equal(clusters(out), cluster(log).labels)
 
 

@@ -84,6 +84,11 @@ def test_labels_are_numbered_by_first_appearance() -> None:
             assert first.tolist() == list(range(len(first)))
 
 
+def test_a_threshold_may_be_any_number() -> None:
+    assert cluster(SMALL, threshold=np.float32(0.25)).info.threshold == 0.25  # type: ignore[arg-type]
+    assert cluster(SMALL, threshold=1).info.chosen == "given"
+
+
 def test_labels_do_not_depend_on_threads_or_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     table = text_log(prompts=60)
     expected = cluster(table, threads=1)
@@ -262,6 +267,13 @@ def test_a_log_that_cannot_be_clustered(log: dict[str, Any], message: str) -> No
         cluster(log, threshold=0.5)
 
 
+def test_an_error_names_the_file_and_its_row(tmp_path: Path) -> None:
+    for name, texts in (("a", ["x", "y"]), ("b", ["x", None])):
+        pq.write_table(pa.table({"prompt_id": [name, name], "completion": texts}), tmp_path / f"{name}.parquet")
+    with pytest.raises(SchemaError, match=r"column 'completion', row 3: missing text \(null\) \(row 1 of b\.parquet\)"):
+        cluster(tmp_path, features="exact")
+
+
 def test_faults_of_columns_that_are_not_read_do_not_matter() -> None:
     log = {**SMALL, "reward": [[1.0]] * 6, "behavior_logprob": ["?"] * 6}
     assert labels(log, features="exact") == [0, 1, 2, 0, 1, 0]
@@ -290,6 +302,8 @@ def test_faults_of_columns_that_are_not_read_do_not_matter() -> None:
         ({"with_prompt": True}, "with_prompt is for"),
         ({"same": lambda pairs: pairs, "with_prompt": True}, "asked for by with_prompt"),
         ({"same": lambda pairs: pairs, "batch_size": 0}, "batch_size must be"),
+        ({"into": "completion", "overwrite": True}, "is what is clustered"),
+        ({"into": "prompt_id", "overwrite": True}, "is what is clustered"),
         ({"threads": 0}, "threads must be"),
         ({"seed": -1}, "seed must be"),
         ({"n_clusters": 1, "scope": "log"}, "n_clusters must be"),

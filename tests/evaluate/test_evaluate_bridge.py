@@ -104,10 +104,10 @@ def test_the_tilt_weighs_probable_responses() -> None:
 
 
 def test_an_offset_is_found_and_told_in_nats() -> None:
-    found = check(*world(offset=0.2))
-    assert found.p_value < 1e-4
-    assert found.offset == pytest.approx(0.2, abs=0.06)
-    assert 0 < found.detectable_offset < 0.2
+    found = check(*world(offset=0.2, prompts=2000, fresh_prompts=2000))
+    assert found.p_value < 1e-20
+    assert found.offset == pytest.approx(0.2, abs=0.03)
+    assert 0 < found.detectable_offset < 0.05
 
 
 def test_equal_policies_agree_exactly() -> None:

@@ -82,7 +82,7 @@ def test_from_a_log_to_the_check(folder: Path, tmp_path: Path) -> None:
     assert bridge["n_fresh"] == 36
     assert bridge["paired"] is True
     assert bridge["p_value"] > 0.001
-    again = run("evaluate", scored, "--fresh", fresh)
+    again = run("evaluate", scored, "--fresh", fresh, "--fresh-logger", "target_logprob/logger")
     assert "bridge check passed: 36 fresh draws on 9 prompts" in " ".join(again.stdout.split())
 
 

@@ -166,7 +166,8 @@ def test_hidden_states_and_head_of_different_dtypes_are_promoted() -> None:
     found = token_logprobs(wide, targets, Head(weight))
     torch.testing.assert_close(found, token_logprobs(hidden, targets, Head(weight)))
     found.sum().backward()
-    assert wide.grad is not None and wide.grad.dtype == torch.float32
+    assert wide.grad is not None
+    assert wide.grad.dtype == torch.float32
 
 
 def test_autocast_casts_as_a_linear_layer_would() -> None:
@@ -177,7 +178,8 @@ def test_autocast_casts_as_a_linear_layer_would() -> None:
         found = token_logprobs(hidden.requires_grad_(), targets, Head(weight, offset))
     torch.testing.assert_close(found, token_logprobs(low[0], targets, Head(low[1], low[2])))
     found.sum().backward()
-    assert hidden.grad is not None and hidden.grad.dtype == torch.float32
+    assert hidden.grad is not None
+    assert hidden.grad.dtype == torch.float32
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
@@ -344,7 +346,7 @@ def test_adapters_on_the_head_are_noticed(options: dict[str, Any], found: bool) 
         torch.testing.assert_close(
             logits_of(head, find_decoder(model)(ids).last_hidden_state[0]), wanted, atol=1e-4, rtol=0
         )
-    token_logprobs(torch.randn(4, 32), torch.arange(4), head).sum().backward()
+    token_logprobs(torch.ones(4, 32, requires_grad=True), torch.arange(4), head).sum().backward()
     assert (head.weight.grad is not None) == ("modules_to_save" in options)
 
 

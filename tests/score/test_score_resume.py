@@ -107,6 +107,7 @@ def parts(output: Path) -> Path:
     return output.with_name(f"{output.name}.parts")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
 def test_killed_anywhere_it_continues_to_the_same_bytes(

@@ -356,7 +356,8 @@ def test_another_process_does_not_wait_for_a_dead_first_one(output: Path) -> Non
     other.close()
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("step", ["os.fsync", "os.replace"])
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     path = tmp_path / "file"
     write_synced(path, b"one")
     assert path.read_bytes() == b"one"
@@ -364,7 +365,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr(step, full)
     with pytest.raises(PopeError, match="No space left"):
         write_synced(path, b"two")
     assert [item.name for item in tmp_path.iterdir()] == ["file"]

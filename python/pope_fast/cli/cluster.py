@@ -176,5 +176,4 @@ def _print(result: Any, agreed: Any, json_to: str | None, quiet: bool) -> None:
         typer.echo(str(result))
         if agreed is not None:
             typer.echo(f"agreement with the known clusters: {agreed}")
-        if result.info.scope == "prompt":
-            typer.echo(f"next: pope evaluate {result.output} --cluster-scope prompt")
+        typer.echo(f"next: pope evaluate {result.output}")

@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
@@ -166,20 +167,23 @@ def cluster(
     how = _method(chosen, scope, method)
     _check(chosen, scope, threshold, n_clusters, min_cluster_size, threads, seed)
     unit, role = unit_column(opened.columns, opened.schema.names, "prompt") if scope == "prompt" else (None, "row")
-    rows = Rows(opened, unit, role, memory_limit=memory_limit, temp_dir=None if temp_dir is None else str(temp_dir))
-    _check_length(chosen, rows.n_rows)
-    chosen.fit(rows, seed)
+    if into in (*chosen.columns, unit):
+        raise PopeError(f"column {into!r} is what is clustered; name another one for the clusters with into= (--into)")
     curve: StabilityCurve | None = None
     notes: list[str] = []
     cut: float | None
     prompts: int | None
-    if scope == "log":
-        labels = _themes(rows, chosen, how, n_clusters, min_cluster_size, seed, progress)
-        cut, origin, prompts, clusters = None, "", None, int(labels.max(initial=-1)) + 1
-    else:
-        cut, origin, curve = _threshold(rows, chosen, how, threshold, seed, threads)
-        found = label_rows(rows, chosen, [0.0 if cut is None else cut], how, threads=threads, progress=progress)
-        labels, prompts, clusters = found.labels[0], found.n_prompts, found.n_clusters[0]
+    with _in_files(opened):
+        rows = Rows(opened, unit, role, memory_limit=memory_limit, temp_dir=None if temp_dir is None else str(temp_dir))
+        _check_length(chosen, rows.n_rows)
+        chosen.fit(rows, seed)
+        if scope == "log":
+            labels = _themes(rows, chosen, how, n_clusters, min_cluster_size, seed, progress)
+            cut, origin, prompts, clusters = None, "", None, int(labels.max(initial=-1)) + 1
+        else:
+            cut, origin, curve = _threshold(rows, chosen, how, threshold, seed, threads)
+            found = label_rows(rows, chosen, [0.0 if cut is None else cut], how, threads=threads, progress=progress)
+            labels, prompts, clusters = found.labels[0], found.n_prompts, found.n_clusters[0]
     if rows.scattered:
         notes.append(f"the rows of a prompt (column {unit!r}) are scattered; a log sorted by it is clustered faster")
     info = ClusterInfo(
@@ -204,6 +208,19 @@ def _open(
 ) -> FeedbackLog:
     # Not read_log: what is wrong with a column that clustering does not read is none of its business.
     return open_log(log, columns=columns, memory_limit=memory_limit, temp_dir=temp_dir, progress=progress)
+
+
+@contextmanager
+def _in_files(log: FeedbackLog) -> Iterator[None]:
+    """Add the file, and the row or line in it, to an error that knows its row in the log."""
+    try:
+        yield
+    except SchemaError as error:
+        place = None if error.row is None else log.reader.locate(error.row)
+        if place is None:
+            raise
+        message = f"{error.message} ({place})"
+        raise SchemaError(message, column=error.column, row=error.row, remedy=error.remedy) from error
 
 
 def _raise_faults(log: FeedbackLog, features: Features, columns: Mapping[str, str] | None) -> None:
@@ -273,7 +290,7 @@ def _threshold(
     """Return the threshold, where it comes from, and the curve if it was chosen by one."""
     if features.default_threshold is None:
         return None, "", None
-    if isinstance(threshold, (int, float)):
+    if threshold is not None and threshold != "auto":
         return float(threshold), "given", None
     if not isinstance(features, VectorFeatures):
         return features.default_threshold, "default", None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -18,7 +19,7 @@ from pope_fast.cluster.pairs import Same
 from pope_fast.cluster.relabel import relabeled
 from pope_fast.cluster.rows import Rows
 from pope_fast.cluster.run import LabeledRows, label_rows
-from pope_fast.errors import PopeError
+from pope_fast.errors import PopeError, PopeWarning
 from pope_fast.evaluate.results import Estimate
 from pope_fast.evaluate.run import evaluate
 from pope_fast.log import FeedbackLog, read_log
@@ -168,6 +169,7 @@ def cluster_sensitivity(
     embeddings: Any = None,
     model: Any = None,
     same: Same | None = None,
+    gates: Mapping[str, float] | None = None,
     threads: int | None = None,
     progress: bool | None = None,
     **options: Any,
@@ -185,6 +187,8 @@ def cluster_sensitivity(
         Similarities; by default the log's own threshold and .05, .1 and .15 to both sides.
     embeddings, model, same : optional
         The array, the loaded model or the function that the log was clustered with; metadata cannot hold these.
+    gates : mapping of str to float, optional
+        Gates of the verdict: ``thresholds`` of :func:`pope_fast.evaluate`.
     threads, progress
         As in :func:`pope_fast.evaluate`.
     **options
@@ -219,16 +223,19 @@ def cluster_sensitivity(
     features.fit(rows, int(info.features.get("seed", 0)))
     found = label_rows(rows, features, cuts, info.method, threads=threads, progress=progress)
     notes = _compared(rows, opened, column, info, found, cuts)
-    evaluations = [
-        evaluate(
-            relabeled(opened, labels, replace(info, threshold=cut), column),
-            policies,
-            **{**options, "cluster_scope": "prompt"},
-            threads=threads,
-            progress=False,
-        )
-        for cut, labels in zip(cuts, found.labels, strict=True)
-    ]
+    with warnings.catch_warnings():
+        # What there is to say about the log was said when it was evaluated as it is.
+        warnings.simplefilter("ignore", PopeWarning)
+        evaluations = [
+            evaluate(
+                relabeled(opened, labels, replace(info, threshold=cut), column),
+                policies,
+                **{**options, "cluster_scope": "prompt", "thresholds": gates},
+                threads=threads,
+                progress=False,
+            )
+            for cut, labels in zip(cuts, found.labels, strict=True)
+        ]
     own_evaluation = evaluations[cuts.index(own)]
     results = {
         name: PolicySensitivity(

@@ -168,6 +168,13 @@ class FeedbackLog:
             self._range = find_range(self.reader, column, self._where)
         return self._range
 
+    def to_arrow(self) -> pa.Table:
+        """Read every column and row, as they are, into a table in memory; metadata of the schema come along."""
+        batches = list(self.reader.read(list(self.schema.names), BATCH_ROWS))
+        return pa.Table.from_batches(batches, schema=self.schema if not batches else None).replace_schema_metadata(
+            self.schema.metadata
+        )
+
     def batches(
         self,
         roles: Iterable[str] | None = None,

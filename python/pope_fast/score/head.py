@@ -390,7 +390,8 @@ def find_head(model: Any) -> Head | None:
         except (AttributeError, RuntimeError, TypeError, ValueError):
             return None
     wanted = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if (wanted.shape[1], hidden.shape[1]) != linear.weight.shape or hidden.device != linear.weight.device:
+    shapes = (*wanted.shape, hidden.shape[1]), (hidden.shape[0], *linear.weight.shape)
+    if shapes[0] != shapes[1] or hidden.device != linear.weight.device:
         return None
     weight, bias = linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
     raw = hidden.to(wanted.dtype) @ weight.to(wanted.dtype).t()
@@ -412,6 +413,11 @@ def _plain_linear(layer: Any) -> nn.Linear | None:
         names = [] if layer.disable_adapters else list(layer.active_adapters)
         saved = [layer.modules_to_save[name] for name in names if name in layer.modules_to_save]
         layer = saved[0] if saved else layer.original_module
+    # A layer with places for adapters is itself while none of them is in use, or after they were merged into it.
+    if hasattr(layer, "base_layer") and hasattr(layer, "adapter_layer_names"):
+        held = {name for part in layer.adapter_layer_names for name in getattr(layer, part, {})}
+        if layer.merged or layer.disable_adapters or held.isdisjoint(layer.active_adapters):
+            layer = layer.base_layer
     if type(layer) is not nn.Linear or layer.weight.ndim != 2 or not layer.weight.is_floating_point():
         return None
     # DTensor and the like are subclasses: their tiles are not what they seem.

@@ -162,7 +162,8 @@ class Work:
         entry = self.store.entry(task.names.logprob)
         before = entry["facts"] if entry is not None else {}
         share: bool | Literal["auto"] = False if task.again else self.options.share_prompt
-        if stamp is not None and before.get("stamp") == stamp:
+        as_before = self.options.token_budget in (None, before.get("budget")) and before.get("share") in (share, False)
+        if stamp is not None and before.get("stamp") == stamp and as_before:
             plan, errors = self._plan(tokenized, before["context"], before["budget"], before["share"])
             key = self._key(task, tokenized, encoder, plan, before["model"])
             job = self.store.job(task.names.logprob, key, before)
@@ -171,17 +172,18 @@ class Work:
 
         from pope_fast.score.model import ModelScorer
 
+        # What a run began with, it ends with, also on a device that suits another budget.
+        kept = before.get("budget") if self.options.token_budget is None else None
         with with_adapter(model.get(), policy) as active:
             scorer = ModelScorer(
                 active,
                 temperature=policy.temperature,
-                token_budget=self.options.token_budget or before.get("budget"),
+                token_budget=self.options.token_budget or kept,
                 share_prompt=share,
                 deterministic=self.options.deterministic,
             )
-            # Other batches than the first time: that is what is to be measured.
-            budget = max(1, scorer.token_budget // 2) if task.again else scorer.token_budget
-            budget = before.get("budget", budget) if self.options.token_budget is None else budget
+            # For a second scoring, other batches than the first time: that is what is to be measured.
+            budget = kept or (max(1, scorer.token_budget // 2) if task.again else scorer.token_budget)
             planned = share if scorer.shares_prompts else False
             about = {
                 "name": policy.model if not policy.loaded else getattr(active.config, "_name_or_path", "") or None,

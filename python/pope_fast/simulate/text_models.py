@@ -29,6 +29,7 @@ __all__ = [
     "accuracy",
     "adding",
     "copying",
+    "encode",
     "make_model",
     "make_tokenizer",
     "menu_logprobs",
@@ -324,6 +325,8 @@ def menu_logprobs(
     tokenizer: Tokenizer,
     world: TextWorld,
     prompts: Sequence[int] | None = None,
+    *,
+    temperature: float = 1.0,
 ) -> FloatArray:
     """Return the exact log-probability of every response on the menu, end of sequence included.
 
@@ -337,6 +340,8 @@ def menu_logprobs(
         The world.
     prompts : sequence of int, optional
         Questions; all by default.
+    temperature : float
+        The policy's temperature.
 
     Returns
     -------
@@ -360,7 +365,8 @@ def menu_logprobs(
             valid = torch.tensor([[1] * len(c) + [0] * (width - len(c)) for _, c in pairs])
             logits = model(input_ids=ids[:, :-1], past_key_values=cache).logits
             start = first.logits[:, -1:].expand(len(pairs), -1, -1)
-            logprobs = torch.log_softmax(torch.cat([start, logits], 1).float(), -1).gather(2, ids[..., None])
+            scaled = torch.cat([start, logits], 1).float() / temperature
+            logprobs = torch.log_softmax(scaled, -1).gather(2, ids[..., None])
             out[i] = (logprobs.squeeze(2).double() * valid).sum(1).numpy()
     return out
 

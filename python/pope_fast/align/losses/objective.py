@@ -300,6 +300,11 @@ def evaluate_objective(total: Statistics, objective: Objective, *, referred: boo
     PopeError
         If no prompt has enough responses for the diversity asked for.
     """
+    if objective.self_normalize and not bool(total.weight.detach() > 0):
+        raise PopeError(
+            "every response has weight 0: the policy has left the log, or all were rejected. "
+            "Remedy: a lower learning rate, a larger beta, or wider bounds of the rejection."
+        )
     present = total.group_units > 0
     units = total.group_units[present]
     if objective.pessimism is not None:
@@ -425,7 +430,7 @@ def _divergence(batch: LossInputs, objective: Objective, weight: Tensor) -> Tens
 
 def _diversity(total: Statistics, objective: Objective, referred: bool) -> Tensor:
     diversity = objective.diversity
-    if float(total.spread_units) == 0:
+    if float(total.spread_units.detach()) == 0:
         raise PopeError(
             f"no prompt has the {_draws_needed(diversity)} responses that diversity {diversity.measure!r} of order "
             f"{diversity.order} needs. Remedy: a lower order, measure 'gini', or level 'marginal'."
@@ -445,10 +450,10 @@ def _diversity(total: Statistics, objective: Objective, referred: bool) -> Tenso
     if diversity.level == "prompt":
         powers = [total.moments[d - 1] / total.spread_units for d in range(2, len(b) + 1)]
     else:
-        if float(total.prompts) < diversity.degree:
+        if float(total.prompts.detach()) < diversity.degree:
             raise PopeError(
                 f"marginal diversity {diversity.measure!r} of order {diversity.order} needs {diversity.degree} prompts "
-                f"in a batch, not {float(total.prompts):g}. Remedy: larger batches, or a RunningMarginal as reference."
+                f"in a batch, not {float(total.prompts.detach()):g}. Remedy: larger batches, or a RunningMarginal as reference."
             )
         e = elementary(list(total.masses))
         powers = [e[d].sum() / falling(total.prompts, d) for d in range(2, len(b) + 1)]

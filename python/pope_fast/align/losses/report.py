@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -25,7 +27,8 @@ def report(batch: LossInputs, loss: Tensor, **extra: Tensor | float) -> dict[str
     dict of str to float
         ``loss``; what the loss adds; raw and clipped weight diagnostics of sequence weights cut as in SN-TIPS; the
         estimates ``utility`` (SN-TIPS), ``kl`` (k3) and, with clusters and two responses to some prompt, ``diversity``:
-        H_M within prompts with the largest M up to 3 that the largest prompt allows, ``diversity_order``.
+        H_M within prompts with the largest M up to 3 that the largest prompt allows, ``diversity_order``. The estimates
+        are NaN where every weight is 0.
     """
     batch = batch.detach()
     objective = Objective(diversity_weight=0.0, weighting=SN_TIPS)
@@ -33,8 +36,12 @@ def report(batch: LossInputs, loss: Tensor, **extra: Tensor | float) -> dict[str
     if batch.cluster is not None and orders > 0:
         objective = Objective(weighting=SN_TIPS, diversity=Diversity(order=orders))
     rows = row_weights(batch, objective.weighting)
-    parts = evaluate_objective(pope_statistics(batch, objective, rows=rows), objective)
-    metrics: dict[str, Tensor | float] = {"loss": loss, **extra, "utility": parts.utility, "kl": parts.kl}
-    if objective.diversity_weight > 0:
-        metrics |= {"diversity": parts.diversity, "diversity_order": float(orders)}
+    statistics = pope_statistics(batch, objective, rows=rows)
+    metrics: dict[str, Tensor | float] = {"loss": loss, **extra, "utility": math.nan, "kl": math.nan}
+    # A policy that has left the log altogether can still imitate; of what it does the log says nothing.
+    if bool(statistics.weight > 0):
+        parts = evaluate_objective(statistics, objective)
+        metrics |= {"utility": parts.utility, "kl": parts.kl}
+        if objective.diversity_weight > 0:
+            metrics |= {"diversity": parts.diversity, "diversity_order": float(orders)}
     return numbers({**metrics, **weight_diagnostics(batch, rows)})

@@ -56,11 +56,12 @@ class Weighting:
         Whether rejection concerns all rows or only those with negative advantage (the off-policy sequence mask of
         DeepSeek-V3.2, 2025); ``negative`` is for score forms.
     taper : {"none", "ppo", "topr", "gspo"}
-        Score form only. ``ppo``: truncated weights of positive advantages become 0, so what is already much likelier
-        than in the log is pulled no further up, but can still be pushed down (the pessimistic minimum of Schulman et
-        al. 2017); the default. In the direct form a truncated weight is constant, which does the same. ``topr``: weight 1 for positive advantages, ``min(w, 1)`` for negative ones (Le Roux et al.
-        2025). ``gspo``: the weight ``w^(1/T) / T``, and 0 where PPO's clipping of ``w^(1/T)`` to
-        ``[1 - epsilon_low, 1 + epsilon_high]`` stops the gradient (Zheng et al. 2025); needs level ``geometric``.
+        Score form only. ``ppo``, the default: truncated weights of positive advantages become 0, so what is already
+        much likelier than in the log is pulled no further up, but can still be pushed down (the pessimistic minimum of
+        Schulman et al. 2017); in the direct form a truncated weight is constant, which is as pessimistic. ``topr``:
+        weight 1 for positive advantages, ``min(w, 1)`` for negative ones (Le Roux et al. 2025). ``gspo``: the weight
+        ``w^(1/T) / T``, and 0 where PPO's clipping of ``w^(1/T)`` to ``[1 - epsilon_low, 1 + epsilon_high]`` stops the
+        gradient (Zheng et al. 2025); needs level ``geometric``.
     epsilon_low, epsilon_high : float
         Bounds of ``gspo``.
 
@@ -102,10 +103,8 @@ class Weighting:
             raise PopeError(f"rejection keeps [{self.reject_below}, {self.reject_above}], which is no interval")
         if self.taper == "gspo" and self.level != "geometric":
             raise PopeError("taper 'gspo' needs level 'geometric'")
-        if self.taper in ("ppo", "topr") and self.level == "token":
-            raise PopeError(f"taper {self.taper!r} weighs whole responses, and level 'token' does not")
-        if self.taper == "ppo" and self.truncation == "none":
-            raise PopeError("taper 'ppo' needs a truncation: it is what stops the pull")
+        if self.taper == "topr" and self.level == "token":
+            raise PopeError("taper 'topr' weighs whole responses, and level 'token' does not")
 
 
 UNTRUNCATED = Weighting(truncation="none", taper="none")
@@ -137,8 +136,8 @@ class RowWeights:
     weight : Tensor, shape (N,)
         The weight after truncation and rejection; carries gradient, none where it was cut. At level ``token`` these
         are sequence weights: masses of clusters and means of rewards are about whole responses.
-    token_weight : Tensor, shape (N, T), or None
-        Weights of tokens at level ``token``, without gradient.
+    token_weight, token_truncated : Tensor, shape (N, T), or None
+        Weights of tokens at level ``token``, without gradient, and which of them the truncation lowered.
     tau : Tensor, scalar
         Where weights were truncated; infinite if nowhere.
     truncated, kept : Tensor of bool, shape (N,)
@@ -150,6 +149,7 @@ class RowWeights:
     log_ratio: Tensor
     weight: Tensor
     token_weight: Tensor | None
+    token_truncated: Tensor | None
     tau: Tensor
     truncated: Tensor
     kept: Tensor
@@ -178,13 +178,13 @@ def row_weights(batch: LossInputs, weighting: Weighting, tau: float | None = Non
         log_ratio = log_ratio / batch.lengths
     limit = _tau(batch, weighting, log_ratio, tau)
     weight, truncated = _cut(batch, weighting, log_ratio, limit)
-    token_weight = None
+    tokens: tuple[Tensor | None, Tensor | None] = (None, None)
     if weighting.level == "token":
-        token_weight = _token_weights(batch, weighting)
+        tokens = _token_weights(batch, weighting)
     suspect = _suspect(batch, weighting)
     dropped = suspect if weighting.reject_only == "all" else torch.zeros_like(suspect)
     weight = torch.where(dropped, 0.0, weight)
-    return RowWeights(log_ratio, weight, token_weight, limit, truncated, ~dropped, suspect)
+    return RowWeights(log_ratio, weight, *tokens, limit, truncated, ~dropped, suspect)
 
 
 def score_weights(batch: LossInputs, rows: RowWeights, weighting: Weighting, advantage: Tensor) -> Tensor:
@@ -198,18 +198,19 @@ def score_weights(batch: LossInputs, rows: RowWeights, weighting: Weighting, adv
         What multiplies the score; its sign decides about tapering and ``reject_only="negative"``.
     """
     raw = rows.log_ratio.detach().clamp(max=CEILING).exp()
+    stopped = rows.truncated
     if weighting.taper == "topr":
         weight = torch.where(advantage >= 0, 1.0, raw.clamp(max=1.0))
-    elif weighting.taper == "ppo":
-        weight = torch.where(rows.truncated & (advantage > 0), 0.0, rows.weight.detach())
     elif weighting.taper == "gspo":
         high, low = raw > 1.0 + weighting.epsilon_high, raw < 1.0 - weighting.epsilon_low
-        stopped = torch.where(advantage >= 0, high, low)
-        weight = torch.where(stopped, 0.0, raw / batch.lengths)
-    elif rows.token_weight is not None:
-        weight = rows.token_weight
+        weight = torch.where(torch.where(advantage >= 0, high, low), 0.0, raw / batch.lengths)
+    elif rows.token_weight is not None and rows.token_truncated is not None:
+        weight, stopped = rows.token_weight, rows.token_truncated
     else:
         weight = rows.weight.detach()
+    if weighting.taper == "ppo":
+        gaining = advantage > 0
+        weight = torch.where(stopped & (gaining if weight.dim() == 1 else gaining[:, None]), 0.0, weight)
     dropped = rows.suspect & (advantage < 0) if weighting.reject_only == "negative" else ~rows.kept
     return torch.where(dropped if weight.dim() == 1 else dropped[:, None], 0.0, weight)
 
@@ -243,7 +244,7 @@ def _smoothed(log_ratio: Tensor, count: Tensor | None) -> Tensor:
     return torch.as_tensor(relative + raw.max(), dtype=log_ratio.dtype, device=log_ratio.device)
 
 
-def _token_weights(batch: LossInputs, weighting: Weighting) -> Tensor:
+def _token_weights(batch: LossInputs, weighting: Weighting) -> tuple[Tensor, Tensor]:
     log_ratio = batch.token_log_ratio.detach()
     assert batch.mask is not None  # token_log_ratio has asked for it
     present = batch.mask.bool()
@@ -251,7 +252,7 @@ def _token_weights(batch: LossInputs, weighting: Weighting) -> Tensor:
         draws = None if batch.count is None else batch.draws[:, None].expand_as(log_ratio)[present]
         result = torch.zeros_like(log_ratio)
         result[present] = _smoothed(log_ratio[present], draws).clamp(max=CEILING).exp()
-        return result
+        return result, present & (result < log_ratio.clamp(max=CEILING).exp())
     weight = log_ratio.clamp(max=CEILING).exp()
     limit = math.inf
     if weighting.truncation == "clip":
@@ -260,7 +261,7 @@ def _token_weights(batch: LossInputs, weighting: Weighting) -> Tensor:
         units = weighting.n_units or batch.n_prompts
         draws = batch.draws[:, None] * present
         limit = math.sqrt(units) * float((draws * weight).sum() / draws.sum())
-    return torch.where(present, weight.clamp(max=limit), 0.0)
+    return torch.where(present, weight.clamp(max=limit), 0.0), present & (weight > limit)
 
 
 def _suspect(batch: LossInputs, weighting: Weighting) -> Tensor:
