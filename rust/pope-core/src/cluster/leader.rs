@@ -1,0 +1,216 @@
+//! Greedy leaders (Butina 1999): the densest points lead, every other follows the leader most similar to it.
+//!
+//! 1. The density of a point is the number of rows at least as similar to it as the threshold.
+//! 2. Points are visited by decreasing density, ties by content. One that is not within the threshold of an earlier leader
+//!    becomes a leader.
+//! 3. Every point joins the leader most similar to it, of equally similar ones the one found first.
+//!
+//! Memory grows with the number of points only, so there is no largest prompt. Leaders are less similar to each other
+//! than the threshold, members at least that similar to their leader. Partitions of different thresholds need not be
+//! nested.
+
+use std::sync::Mutex;
+
+use super::Crew;
+use super::chain::stride;
+use super::gram::{BLOCK, Embeddings};
+use super::matrix::similarities;
+use super::points::{Points, Side};
+use crate::error::Result;
+use crate::par::for_each_task;
+
+/// A run of the algorithm; reused from prompt to prompt.
+#[derive(Debug, Default)]
+pub(super) struct Leaders {
+    /// The leader of each point.
+    pub leader: Vec<u32>,
+    /// Its similarity.
+    best: Vec<f64>,
+    density: Vec<f64>,
+    order: Vec<u32>,
+}
+
+/// Points that a thread gives to leaders.
+struct Part<'a> {
+    start: usize,
+    leader: &'a mut [u32],
+    best: &'a mut [f64],
+}
+
+impl Part<'_> {
+    /// Offer `leader` to the points from `start` on, whose similarities to it are `row`.
+    #[inline(always)]
+    fn offer(&mut self, leader: u32, row: &[f64], threshold: f64) {
+        for ((best, own), &s) in self.best.iter_mut().zip(self.leader.iter_mut()).zip(row) {
+            if s >= threshold && s > *best {
+                *best = s;
+                *own = leader;
+            }
+        }
+    }
+}
+
+impl Leaders {
+    fn start(&mut self, density: impl Iterator<Item = f64>) {
+        self.density.clear();
+        self.density.extend(density);
+        let n = self.density.len();
+        self.order.clear();
+        self.order.extend(0..n as u32);
+        let density = &self.density;
+        self.order.sort_unstable_by(|&a, &b| density[b as usize].total_cmp(&density[a as usize]).then(a.cmp(&b)));
+        self.leader.clear();
+        self.leader.resize(n, 0);
+        self.best.clear();
+        self.best.resize(n, f64::NEG_INFINITY);
+    }
+
+    fn whole(&mut self) -> Part<'_> {
+        Part { start: 0, leader: &mut self.leader, best: &mut self.best }
+    }
+
+    /// Leaders from a matrix of similarities.
+    pub fn from_matrix(&mut self, matrix: &[f64], weight: &[f64], threshold: f64) {
+        let n = weight.len();
+        let rows = || matrix.chunks(stride(n).max(1)).take(n);
+        let density = |row: &[f64]| row.iter().zip(weight).map(|(&s, &w)| if s >= threshold { w } else { 0.0 }).sum();
+        self.start(rows().map(density));
+        for i in 0..n {
+            let point = self.order[i] as usize;
+            if self.best[point] < threshold {
+                let row = &matrix[point * stride(n)..][..n];
+                self.whole().offer(point as u32, row, threshold);
+            }
+        }
+    }
+
+    /// Leaders without a matrix: similarities are computed twice, in blocks.
+    pub fn from_points(
+        &mut self,
+        points: &Points,
+        embeddings: Embeddings<'_>,
+        density: &[f64],
+        threshold: f64,
+        crew: &mut Crew<'_>,
+    ) -> Result<()> {
+        let embeddings = points.usable(embeddings);
+        self.start(density.iter().copied());
+        let order = core::mem::take(&mut self.order);
+        let mut visit = order.iter().copied();
+        loop {
+            // The next points that no leader holds; the earlier of them may hold the later.
+            let candidates: Vec<u32> = visit.by_ref().filter(|&p| self.best[p as usize] < threshold).take(BLOCK).collect();
+            if candidates.is_empty() {
+                break;
+            }
+            let leaders = independent(points, embeddings, &candidates, threshold);
+            self.follow(points, embeddings, &leaders, threshold, crew)?;
+        }
+        self.order = order;
+        Ok(())
+    }
+
+    /// Offer new leaders to all points.
+    fn follow(
+        &mut self,
+        points: &Points,
+        embeddings: Embeddings<'_>,
+        leaders: &[u32],
+        threshold: f64,
+        crew: &mut Crew<'_>,
+    ) -> Result<()> {
+        const PART: usize = 16 * BLOCK;
+        let (row, inverse) = points.gather(leaders);
+        let left = Side { row: &row, inverse: &inverse };
+        let parts = self.leader.chunks_mut(PART).zip(self.best.chunks_mut(PART)).enumerate();
+        let parts: Vec<_> =
+            parts.map(|(i, (leader, best))| Mutex::new(Part { start: i * PART, leader, best })).collect();
+        let mut workers: Vec<_> = (0..crew.threads).map(|_| (Vec::new(), vec![0.0; BLOCK * BLOCK])).collect();
+        for_each_task(&mut workers, parts.len(), crew.interrupt, |(dots, cells), task| {
+            let part = &mut *parts[task].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            for offset in (0..part.leader.len()).step_by(BLOCK) {
+                let end = part.leader.len().min(offset + BLOCK);
+                let right = points.side(part.start + offset..part.start + end);
+                similarities(embeddings, left, right, false, dots, (cells, BLOCK));
+                let mut block = Part {
+                    start: part.start + offset,
+                    leader: &mut part.leader[offset..end],
+                    best: &mut part.best[offset..end],
+                };
+                for (&leader, row) in leaders.iter().zip(cells.chunks(BLOCK)) {
+                    block.offer(leader, row, threshold);
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Those of `candidates` that are not within the threshold of an earlier one that is kept.
+fn independent(points: &Points, embeddings: Embeddings<'_>, candidates: &[u32], threshold: f64) -> Vec<u32> {
+    let (row, inverse) = points.gather(candidates);
+    let side = Side { row: &row, inverse: &inverse };
+    let n = candidates.len();
+    let mut cells = vec![0.0; n * n];
+    similarities(embeddings, side, side, false, &mut Vec::new(), (&mut cells, n));
+    let mut kept: Vec<usize> = Vec::new();
+    for i in 0..n {
+        if kept.iter().all(|&k| cells[k * n + i] < threshold) {
+            kept.push(i);
+        }
+    }
+    kept.into_iter().map(|i| candidates[i]).collect()
+}
+
+/// Density of every point at every threshold, `[threshold][point]`, without a matrix.
+pub(super) fn densities(
+    points: &Points,
+    embeddings: Embeddings<'_>,
+    thresholds: &[(usize, f64)],
+    crew: &mut Crew<'_>,
+) -> Result<Vec<Vec<f64>>> {
+    struct Counter {
+        dots: Vec<f32>,
+        cells: Vec<f64>,
+        density: Vec<Vec<f64>>,
+    }
+    let embeddings = points.usable(embeddings);
+    let n = points.len();
+    let blocks = n.div_ceil(BLOCK);
+    let block = |b: usize| b * BLOCK..n.min((b + 1) * BLOCK);
+    let counter = || Counter {
+        dots: Vec::new(),
+        cells: vec![0.0; BLOCK * BLOCK],
+        density: vec![vec![0.0; n]; thresholds.len()],
+    };
+    let mut workers: Vec<_> = (0..crew.threads).map(|_| counter()).collect();
+    for_each_task(&mut workers, blocks, crew.interrupt, |worker, i| {
+        let left = block(i);
+        for j in i..blocks {
+            let right = block(j);
+            let (a, b) = (points.side(left.clone()), points.side(right.clone()));
+            similarities(embeddings, a, b, false, &mut worker.dots, (&mut worker.cells, BLOCK));
+            for (&(_, threshold), density) in thresholds.iter().zip(&mut worker.density) {
+                for (p, row) in left.clone().zip(worker.cells.chunks(BLOCK)) {
+                    let mut own = 0.0;
+                    for (k, &s) in right.clone().zip(row) {
+                        let near = if s >= threshold { 1.0 } else { 0.0 };
+                        own += near * points.weight[k];
+                        density[k] += if i == j { 0.0 } else { near * points.weight[p] };
+                    }
+                    density[p] += own;
+                }
+            }
+        }
+        Ok(())
+    })?;
+    // Sums of counts: exact in any order.
+    let mut workers = workers.into_iter();
+    let mut total = workers.next().map(|w| w.density).unwrap_or_default();
+    for worker in workers {
+        for (sum, part) in total.iter_mut().flatten().zip(worker.density.iter().flatten()) {
+            *sum += part;
+        }
+    }
+    Ok(total)
+}
