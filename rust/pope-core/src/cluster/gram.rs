@@ -42,64 +42,139 @@ pub(super) fn quantize(x: f64) -> f64 {
     if x < -1.0 { -1.0 } else { x }
 }
 
+/// One step: the lane is the innermost loop but for the two that are unrolled, so it becomes one vector instruction for
+/// each product, and the sums stay in registers.
 #[inline(always)]
-fn combine<const W: usize>(low: [f32; W], high: [f32; W]) -> f32 {
-    let mut lanes = [0.0f32; LANES];
-    lanes[..W].copy_from_slice(&low);
-    if W < LANES {
-        lanes[W..].copy_from_slice(&high);
-    }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] += lanes[i + width];
-        }
-        width /= 2;
-    }
-    lanes[0]
-}
-
-/// Lanes `start..start + W` of the dot products of `R` by `C` vectors.
-#[inline(always)]
-fn lanes<const R: usize, const C: usize, const W: usize>(
-    left: [&[f32]; R],
-    right: [&[f32]; C],
-    start: usize,
-) -> [[[f32; W]; C]; R] {
-    let whole = left[0].len() / LANES;
-    let left_chunks = left.map(|x| &x.as_chunks::<LANES>().0[..whole]);
-    let right_chunks = right.map(|x| &x.as_chunks::<LANES>().0[..whole]);
-    let mut sums = [[[0.0f32; W]; C]; R];
-    for k in 0..whole {
-        for c in 0..C {
-            for r in 0..R {
-                for w in 0..W {
-                    sums[r][c][w] += left_chunks[r][k][start + w] * right_chunks[c][k][start + w];
-                }
-            }
-        }
-    }
-    let rest = left[0].len() % LANES;
-    for w in 0..W.min(rest.saturating_sub(start)) {
+fn add_products<const R: usize, const C: usize, const W: usize>(
+    sums: &mut [[[f32; W]; C]; R],
+    a: &[&[f32; W]; R],
+    b: &[&[f32; W]; C],
+) {
+    for w in 0..W {
         for r in 0..R {
             for c in 0..C {
-                sums[r][c][w] += left[r][whole * LANES + start + w] * right[c][whole * LANES + start + w];
+                sums[r][c][w] += a[r][w] * b[c][w];
             }
         }
+    }
+}
+
+/// Lanes `START..START + W` of the dot products of `R` by `C` vectors.
+#[inline(always)]
+fn lanes<const R: usize, const C: usize, const W: usize, const START: usize>(
+    left: &[&[f32]; R],
+    right: &[&[f32]; C],
+) -> [[[f32; W]; C]; R] {
+    let dims = left[0].len();
+    let steps = dims / LANES;
+    let (mut left_steps, mut right_steps) = ([&[[0.0f32; LANES]; 0][..]; R], [&[[0.0f32; LANES]; 0][..]; C]);
+    for r in 0..R {
+        left_steps[r] = &left[r].as_chunks().0[..steps];
+    }
+    for c in 0..C {
+        right_steps[c] = &right[c].as_chunks().0[..steps];
+    }
+    let (mut a, mut b) = ([&[0.0f32; W]; R], [&[0.0f32; W]; C]);
+    let mut sums = [[[0.0f32; W]; C]; R];
+    for k in 0..steps {
+        for r in 0..R {
+            a[r] = left_steps[r][k][START..].first_chunk().unwrap_or(a[r]);
+        }
+        for c in 0..C {
+            b[c] = right_steps[c][k][START..].first_chunk().unwrap_or(b[c]);
+        }
+        add_products(&mut sums, &a, &b);
+    }
+    let rest = steps * LANES + START;
+    if rest < dims {
+        // The last few elements, with zeros up to a whole step, which add nothing.
+        let n = W.min(dims - rest);
+        let (mut a, mut b) = ([[0.0f32; W]; R], [[0.0f32; W]; C]);
+        for r in 0..R {
+            a[r][..n].copy_from_slice(&left[r][rest..rest + n]);
+        }
+        for c in 0..C {
+            b[c][..n].copy_from_slice(&right[c][rest..rest + n]);
+        }
+        add_products(&mut sums, &a.each_ref(), &b.each_ref());
     }
     sums
 }
 
-/// Dot products of `R` by `C` vectors.
+/// Half of the lanes: what a tile sums at a time where registers are few.
+const HALF: usize = LANES / 2;
+
+/// Dot products of `R` by 4 vectors.
 #[inline(always)]
-fn tile<const R: usize, const C: usize, const W: usize>(left: [&[f32]; R], right: [&[f32]; C]) -> [[f32; C]; R] {
-    let low = lanes::<R, C, W>(left, right, 0);
-    let high = if W < LANES { lanes::<R, C, W>(left, right, W) } else { [[[0.0; W]; C]; R] };
-    core::array::from_fn(|r| core::array::from_fn(|c| combine(low[r][c], high[r][c])))
+fn tile<const R: usize, const WIDE: bool>(left: &[&[f32]; R], right: &[&[f32]; 4]) -> [[f32; 4]; R] {
+    let mut sums = [[[0.0f32; LANES]; 4]; R];
+    if WIDE {
+        sums = lanes::<R, 4, LANES, 0>(left, right);
+    } else {
+        let (low, high) = (lanes::<R, 4, HALF, 0>(left, right), lanes::<R, 4, HALF, HALF>(left, right));
+        for r in 0..R {
+            for c in 0..4 {
+                sums[r][c][..HALF].copy_from_slice(&low[r][c]);
+                sums[r][c][HALF..].copy_from_slice(&high[r][c]);
+            }
+        }
+    }
+    let mut dots = [[0.0f32; 4]; R];
+    for r in 0..R {
+        dots[r] = sum_lanes(&sums[r]);
+    }
+    dots
+}
+
+/// The pairwise sums of four sets of lanes. SSE2 is part of every x86-64; left to itself, the compiler gathers the lanes
+/// one by one, which takes longer than all the products.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn sum_lanes(lanes: &[[f32; LANES]; 4]) -> [f32; 4] {
+    use core::arch::x86_64::{_mm_add_ps, _mm_loadu_ps, _mm_movehl_ps, _mm_movelh_ps, _mm_shuffle_ps, _mm_storeu_ps};
+    let mut out = [0.0; 4];
+    // SAFETY: the instructions exist on this architecture; four numbers are read from slices of four and written to an
+    // array of four.
+    unsafe {
+        let quarter = |lanes: &[f32; LANES], i: usize| _mm_loadu_ps(lanes[4 * i..4 * i + 4].as_ptr());
+        let four = |x: &[f32; LANES]| {
+            _mm_add_ps(_mm_add_ps(quarter(x, 0), quarter(x, 2)), _mm_add_ps(quarter(x, 1), quarter(x, 3)))
+        };
+        let [a, b, c, d] = [four(&lanes[0]), four(&lanes[1]), four(&lanes[2]), four(&lanes[3])];
+        let ab = _mm_add_ps(_mm_movelh_ps(a, b), _mm_movehl_ps(b, a));
+        let cd = _mm_add_ps(_mm_movelh_ps(c, d), _mm_movehl_ps(d, c));
+        let (even, odd) = (_mm_shuffle_ps::<0b10_00_10_00>(ab, cd), _mm_shuffle_ps::<0b11_01_11_01>(ab, cd));
+        _mm_storeu_ps(out.as_mut_ptr(), _mm_add_ps(even, odd));
+    }
+    out
+}
+
+/// The pairwise sums of four sets of lanes.
+#[cfg(not(target_arch = "x86_64"))]
+#[inline(always)]
+fn sum_lanes(lanes: &[[f32; LANES]; 4]) -> [f32; 4] {
+    plain_sum_lanes(lanes)
+}
+
+/// [`sum_lanes`] without instructions of any machine.
+#[cfg(any(test, not(target_arch = "x86_64")))]
+#[inline(always)]
+fn plain_sum_lanes(lanes: &[[f32; LANES]; 4]) -> [f32; 4] {
+    let mut lanes = *lanes;
+    let mut width = HALF;
+    while width > 0 {
+        for lanes in &mut lanes {
+            for i in 0..width {
+                lanes[i] += lanes[i + width];
+            }
+        }
+        width /= 2;
+    }
+    [lanes[0][0], lanes[1][0], lanes[2][0], lanes[3][0]]
 }
 
 #[inline(always)]
-fn tiles<const R: usize, const C: usize, const W: usize>(
+fn tiles<const R: usize, const WIDE: bool>(
     embeddings: Embeddings<'_>,
     left: &[u32],
     right: &[u32],
@@ -108,13 +183,19 @@ fn tiles<const R: usize, const C: usize, const W: usize>(
 ) {
     for i in (0..left.len()).step_by(R) {
         // At an edge the last vector is taken again and its results are dropped.
-        let a = core::array::from_fn(|r| embeddings.row(left[(i + r).min(left.len() - 1)] as usize));
-        let first = if upper { i / C * C } else { 0 };
-        for j in (first..right.len()).step_by(C) {
-            let b = core::array::from_fn(|c| embeddings.row(right[(j + c).min(right.len() - 1)] as usize));
-            let dots = tile::<R, C, W>(a, b);
+        let mut a = [&[0.0f32][..]; R];
+        for r in 0..R {
+            a[r] = embeddings.row(left[(i + r).min(left.len() - 1)] as usize);
+        }
+        let first = if upper { i / 4 * 4 } else { 0 };
+        for j in (first..right.len()).step_by(4) {
+            let mut b = [&[0.0f32][..]; 4];
+            for c in 0..4 {
+                b[c] = embeddings.row(right[(j + c).min(right.len() - 1)] as usize);
+            }
+            let dots = tile::<R, WIDE>(&a, &b);
             for (r, row) in out.chunks_mut(right.len()).skip(i).take(R).enumerate() {
-                let n = C.min(right.len() - j);
+                let n = right.len().min(j + 4) - j;
                 row[j..j + n].copy_from_slice(&dots[r][..n]);
             }
         }
@@ -124,9 +205,9 @@ fn tiles<const R: usize, const C: usize, const W: usize>(
 multiversion! {
     fn dots_by<const WIDE: bool>(embeddings: Embeddings<'_>, left: &[u32], right: &[u32], upper: bool, out: &mut [f32]) {
         if WIDE {
-            tiles::<4, 4, 16>(embeddings, left, right, upper, out);
+            tiles::<4, true>(embeddings, left, right, upper, out);
         } else {
-            tiles::<2, 4, 8>(embeddings, left, right, upper, out);
+            tiles::<2, false>(embeddings, left, right, upper, out);
         }
     }
 }
@@ -146,7 +227,21 @@ multiversion! {
     pub(super) fn squares(embeddings: Embeddings<'_>, out: &mut [f32]) {
         for (i, o) in out.iter_mut().enumerate() {
             let row = embeddings.row(i);
-            *o = tile::<1, 1, 16>([row], [row])[0][0];
+            let [[lanes]] = lanes::<1, 1, LANES, 0>(&[row], &[row]);
+            *o = sum_lanes(&[lanes; 4])[0];
         }
     }
+}
+
+/// Ask for rows that will be read soon.
+#[inline(always)]
+pub(super) fn prefetch(rows: Embeddings<'_>) {
+    #[cfg(target_arch = "x86_64")]
+    for line in rows.values.chunks(16) {
+        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint; the address is inside the slice.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = rows;
 }

@@ -43,6 +43,51 @@ pub(super) fn similarities(
     finish(buffer, left.inverse, right.inverse, out, stride);
 }
 
+/// Similarities of the rows of a small prompt, all to all, whose row numbers are `rows`; false, and nothing, if a row needs a
+/// closer look.
+pub(super) fn of_rows(
+    embeddings: Embeddings<'_>,
+    rows: &[u32],
+    points: &mut Points,
+    buffer: &mut Vec<f32>,
+    out: &mut Vec<f64>,
+) -> bool {
+    let n = rows.len();
+    let mut inverse = [0.0; BLOCK];
+    buffer.resize(n * n, 0.0);
+    out.resize(n * n, 0.0);
+    dots(embeddings, rows, rows, true, buffer);
+    if !points.load_squares(buffer.iter().step_by(n + 1).copied(), &mut inverse[..n]) {
+        return false;
+    }
+    finish(buffer, &inverse[..n], &inverse[..n], out, n);
+    mirror(out, n, n);
+    true
+}
+
+/// Copy the upper half of a matrix to its lower half.
+#[inline(always)]
+fn mirror(matrix: &mut [f64], n: usize, stride: usize) {
+    for i in 1..n {
+        for j in 0..i {
+            matrix[i * stride + j] = matrix[j * stride + i];
+        }
+    }
+}
+
+/// The matrix of a small prompt's points from that of its rows.
+pub(super) fn of_points(points: &Points, rows: &[f64], matrix: &mut Vec<f64>) -> Result<()> {
+    let (n, stride) = (points.of_row.len(), stride(points.len()));
+    reserve(matrix, points.len() * stride)?;
+    for (&from, out) in points.row.iter().zip(matrix.chunks_exact_mut(stride.max(1))) {
+        let row = &rows[from as usize * n..][..n];
+        for (o, &to) in out.iter_mut().zip(&points.row) {
+            *o = row[to as usize];
+        }
+    }
+    Ok(())
+}
+
 /// Make room for `cells`; what was there is lost.
 pub(super) fn reserve(matrix: &mut Vec<f64>, cells: usize) -> Result<()> {
     if matrix.len() < cells {
@@ -83,11 +128,7 @@ pub(super) fn square(
     if n <= BLOCK {
         let all = points.side(0..n);
         similarities(embeddings, all, all, true, buffer, (matrix, stride));
-        for i in 1..n {
-            for j in 0..i {
-                matrix[i * stride + j] = matrix[j * stride + i];
-            }
-        }
+        mirror(matrix, n, stride);
         return Ok(());
     }
     let blocks = n.div_ceil(BLOCK);

@@ -11,6 +11,7 @@
 
 mod agreement;
 mod chain;
+mod classes;
 mod gram;
 mod leader;
 mod matrix;
@@ -30,6 +31,7 @@ pub use source::Relations;
 use crate::error::{Error, Result};
 use crate::par::{Interrupt, Uninterrupted, for_each_task};
 use chain::{Chain, agglomerate};
+use classes::label_classes;
 use leader::{Leaders, densities};
 use points::Points;
 use source::{Pairs, Source, Vectors};
@@ -70,6 +72,8 @@ struct Worker {
     leaders: Leaders,
     cutter: Cutter,
     dots: Vec<f32>,
+    /// Similarities of the rows of a small prompt.
+    rows: Vec<f64>,
 }
 
 /// Who works on a prompt.
@@ -89,12 +93,18 @@ impl Worker {
     /// Labels of a prompt: `rows` of each column, a column for each threshold. Thresholds fall.
     fn cluster(
         &mut self,
-        vectors: Option<Embeddings<'_>>,
+        (source, prompt): (&impl Source, usize),
         linkage: Linkage,
         thresholds: &[(usize, f64)],
         crew: &mut Crew<'_>,
         (columns, rows): (&mut [&mut [i32]], Range<usize>),
     ) -> Result<()> {
+        let small = source.load_rows(prompt, self)?;
+        let mut classes = thresholds.iter();
+        if small && classes.all(|&(column, t)| label_classes(&self.rows, t, &mut columns[column][rows.clone()])) {
+            return Ok(());
+        }
+        let vectors = source.load_points(prompt, small, linkage, self, crew)?;
         if linkage != Linkage::Leader {
             self.agglomerate(linkage, thresholds[thresholds.len() - 1].1);
             self.cutter.cut(&self.points, &mut self.chain.merges, thresholds, columns, &rows);
@@ -181,8 +191,7 @@ fn cluster(
         let start = offsets[prompts.start];
         for prompt in prompts {
             let rows = (offsets[prompt] - start) as usize..(offsets[prompt + 1] - start) as usize;
-            let vectors = source.load(prompt, linkage, worker, crew)?;
-            worker.cluster(vectors, linkage, &falling, crew, (&mut columns, rows))?;
+            worker.cluster((source, prompt), linkage, &falling, crew, (&mut columns, rows))?;
         }
         Ok(())
     })?;
@@ -247,7 +256,8 @@ pub fn dendrograms(
         let lengths = || prompts.clone().map(merges);
         let parts = split(children, lengths()).into_iter().zip(split(similarity, lengths()));
         for (prompt, (children, similarity)) in prompts.clone().zip(parts) {
-            source.load(prompt, linkage, worker, crew)?;
+            let small = source.load_rows(prompt, worker)?;
+            source.load_points(prompt, small, linkage, worker, crew)?;
             worker.agglomerate(linkage, f64::NEG_INFINITY);
             tree(&worker.points, &mut worker.chain.merges, children, similarity);
         }

@@ -64,9 +64,25 @@ impl Points {
         if self.squares.iter().any(|q| !SAFE.contains(q)) {
             self.rescale(embeddings, first)?;
         }
+        self.arrange(embeddings);
+        Ok(())
+    }
+
+    /// Take the squared lengths of a prompt's rows, and its inverse lengths; false if a length is out of the ordinary.
+    pub fn load_squares(&mut self, squares: impl Iterator<Item = f32>, inverse: &mut [f64]) -> bool {
+        self.squares.clear();
+        self.squares.extend(squares);
+        self.scaled.clear();
+        for (inverse, &square) in inverse.iter_mut().zip(&self.squares) {
+            *inverse = 1.0 / f64::from(square).sqrt();
+        }
+        self.squares.iter().all(|q| SAFE.contains(q))
+    }
+
+    /// Go from rows to points, with squared lengths known.
+    pub fn arrange(&mut self, embeddings: Embeddings<'_>) {
         self.sort(embeddings);
         self.distinct(embeddings);
-        Ok(())
     }
 
     /// Find what is wrong with rows of strange length, and make a copy in which the good ones have a usual length.

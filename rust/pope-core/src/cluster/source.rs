@@ -3,22 +3,38 @@
 use core::ops::Range;
 
 use super::chain::stride;
-use super::gram::{Embeddings, quantize};
-use super::matrix::{check_size, reserve, square};
+use super::gram::{BLOCK, Embeddings, prefetch, quantize};
+use super::matrix::{check_size, of_points, of_rows, reserve, square};
 use super::{Crew, LARGE, Linkage, Worker};
 use crate::error::{Error, Result};
 
-/// Gives a worker the points of a prompt and their matrix.
+/// Gives a worker the similarities of a prompt.
 pub(super) trait Source: Sync {
-    /// If embeddings come back, there are too many points for a matrix, and `linkage` needs none.
-    fn load(
+    /// Put the similarities of the rows of a small prompt, all to all, into `worker.rows`. False if that cannot be.
+    fn load_rows(&self, prompt: usize, worker: &mut Worker) -> Result<bool>;
+
+    /// Give the worker the prompt's points and their matrix; `small` is what [`Self::load_rows`] said before. If embeddings
+    /// come back, there are too many points for a matrix, and `linkage` needs none.
+    fn load_points(
         &self,
         prompt: usize,
+        small: bool,
         linkage: Linkage,
         worker: &mut Worker,
         crew: &mut Crew<'_>,
     ) -> Result<Option<Embeddings<'_>>>;
 }
+
+/// The row numbers of a small prompt.
+const ROWS: [u32; BLOCK] = {
+    let mut rows = [0; BLOCK];
+    let mut i = 0;
+    while i < BLOCK {
+        rows[i] = i as u32;
+        i += 1;
+    }
+    rows
+};
 
 fn rows(offsets: &[i64], prompt: usize) -> Range<usize> {
     offsets[prompt] as usize..offsets[prompt + 1] as usize
@@ -30,17 +46,37 @@ pub(super) struct Vectors<'a> {
     pub embeddings: Embeddings<'a>,
 }
 
+impl Vectors<'_> {
+    fn of(&self, prompt: usize) -> Embeddings<'_> {
+        self.embeddings.part(rows(self.offsets, prompt))
+    }
+}
+
 impl Source for Vectors<'_> {
-    fn load(
+    fn load_rows(&self, prompt: usize, worker: &mut Worker) -> Result<bool> {
+        let n = rows(self.offsets, prompt).len();
+        if prompt + 2 < self.offsets.len() && rows(self.offsets, prompt + 1).len() <= BLOCK {
+            prefetch(self.of(prompt + 1));
+        }
+        let Worker { points, dots, rows, .. } = worker;
+        Ok(n <= BLOCK && of_rows(self.of(prompt), &ROWS[..n], points, dots, rows))
+    }
+
+    fn load_points(
         &self,
         prompt: usize,
+        small: bool,
         linkage: Linkage,
         worker: &mut Worker,
         crew: &mut Crew<'_>,
     ) -> Result<Option<Embeddings<'_>>> {
-        let rows = rows(self.offsets, prompt);
-        let embeddings = self.embeddings.part(rows.clone());
-        worker.points.load(embeddings, rows.start)?;
+        let embeddings = self.of(prompt);
+        if small {
+            worker.points.arrange(embeddings);
+            of_points(&worker.points, &worker.rows, &mut worker.chain.matrix)?;
+            return Ok(None);
+        }
+        worker.points.load(embeddings, rows(self.offsets, prompt).start)?;
         let n = worker.points.len();
         if linkage == Linkage::Leader && n > LARGE {
             return Ok(Some(embeddings));
@@ -91,21 +127,14 @@ impl<'a> Pairs<'a> {
     }
 }
 
-impl Source for Pairs<'_> {
-    fn load(&self, prompt: usize, _: Linkage, worker: &mut Worker, _: &mut Crew<'_>) -> Result<Option<Embeddings<'_>>> {
+impl Pairs<'_> {
+    /// Give each pair of a prompt's rows and its similarity to `put`.
+    fn each(&self, prompt: usize, mut put: impl FnMut(usize, usize, f64)) -> Result<()> {
         let rows = rows(self.offsets, prompt);
-        let n = rows.len();
-        check_size(n)?;
-        let (keys, counts) = (self.relations.keys.map(|x| &x[rows.clone()]), self.relations.counts.map(|x| &x[rows.clone()]));
-        worker.points.load_given(n, keys, counts, rows.start)?;
-        let stride = stride(n);
-        let matrix = &mut worker.chain.matrix;
-        reserve(matrix, n * stride)?;
         let mut given = self.relations.similarities[self.starts[prompt]..self.starts[prompt + 1]].iter();
-        for i in 0..n {
-            let a = worker.points.of_row[i] as usize;
-            matrix[a * stride + a] = 1.0;
-            for (j, &s) in (i + 1..n).zip(&mut given) {
+        for i in 0..rows.len() {
+            put(i, i, 1.0);
+            for (j, &s) in (i + 1..rows.len()).zip(&mut given) {
                 if !(-1.0..=1.0).contains(&s) {
                     return Err(Error::Value {
                         column: "similarity".into(),
@@ -114,12 +143,47 @@ impl Source for Pairs<'_> {
                         remedy: "give 1 for the same, 0 for different, or a similarity",
                     });
                 }
-                let b = worker.points.of_row[j] as usize;
                 let s = quantize(f64::from(s));
-                matrix[a * stride + b] = s;
-                matrix[b * stride + a] = s;
+                put(i, j, s);
+                put(j, i, s);
             }
         }
+        Ok(())
+    }
+}
+
+impl Source for Pairs<'_> {
+    fn load_rows(&self, prompt: usize, worker: &mut Worker) -> Result<bool> {
+        let rows = rows(self.offsets, prompt);
+        let n = rows.len();
+        check_size(n)?;
+        let keys = self.relations.keys.map(|keys| &keys[rows.clone()]);
+        let counts = self.relations.counts.map(|counts| &counts[rows.clone()]);
+        worker.points.load_given(n, keys, counts, rows.start)?;
+        if n <= BLOCK {
+            worker.rows.resize(n * n, 0.0);
+            self.each(prompt, |i, j, s| worker.rows[i * n + j] = s)?;
+        }
+        Ok(n <= BLOCK)
+    }
+
+    fn load_points(
+        &self,
+        prompt: usize,
+        small: bool,
+        _: Linkage,
+        worker: &mut Worker,
+        _: &mut Crew<'_>,
+    ) -> Result<Option<Embeddings<'_>>> {
+        if small {
+            of_points(&worker.points, &worker.rows, &mut worker.chain.matrix)?;
+            return Ok(None);
+        }
+        let stride = stride(worker.points.len());
+        let Worker { points, chain, .. } = worker;
+        reserve(&mut chain.matrix, points.len() * stride)?;
+        let of_row = &points.of_row;
+        self.each(prompt, |i, j, s| chain.matrix[of_row[i] as usize * stride + of_row[j] as usize] = s)?;
         Ok(None)
     }
 }
