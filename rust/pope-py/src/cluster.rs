@@ -1,6 +1,8 @@
 //! Clustering within prompts.
 
-use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods};
+use numpy::{
+    IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods,
+};
 use pope_core::cluster::{self, Embeddings, Linkage, Relations};
 use pyo3::prelude::*;
 
@@ -63,9 +65,8 @@ pub fn dendrograms<'py>(
 ) -> PyResult<Trees<'py>> {
     let (offsets, threads) = (slice(&offsets)?, resolve(py, threads)?);
     let embeddings = Embeddings { values: matrix(&embeddings)?, dims: embeddings.shape()[1] };
-    let trees = run(py, |interrupt| {
-        cluster::dendrograms(offsets, embeddings, Linkage::named(linkage)?, threads, interrupt)
-    })?;
+    let trees =
+        run(py, |interrupt| cluster::dendrograms(offsets, embeddings, Linkage::named(linkage)?, threads, interrupt))?;
     let children = trees.children.into_flattened().into_pyarray(py);
     Ok((children.reshape([trees.similarity.len(), 2])?, trees.similarity.into_pyarray(py)))
 }

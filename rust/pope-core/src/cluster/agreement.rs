@@ -86,8 +86,7 @@ pub fn compare_labels(
     }
     check_offsets(offsets, rows)?;
     let labels: Vec<&[i32]> = (0..labelings).map(|t| &labels[t * rows..(t + 1) * rows]).collect();
-    let worker =
-        Worker { pairs: vec![Pairs::default(); labelings], own: vec![0; labelings], sorted: Vec::new() };
+    let worker = Worker { pairs: vec![Pairs::default(); labelings], own: vec![0; labelings], sorted: Vec::new() };
     let mut workers = vec![worker; threads.max(1)];
     let tasks = tasks(offsets);
     for_each_task(&mut workers, tasks.len(), interrupt, |worker, task| {
@@ -111,4 +110,41 @@ pub fn compare_labels(
         if most == chance { 1.0 } else { (w[0].both as f64 - chance) / (most - chance) }
     });
     Ok(Agreement { clusters: total.iter().map(|p| p.clusters).collect(), rand: rand.collect() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::par::Uninterrupted;
+
+    fn rand(offsets: &[i64], a: &[i32], b: &[i32]) -> Agreement {
+        compare_labels(offsets, &[a, b].concat(), 2, 2, &mut Uninterrupted).unwrap()
+    }
+
+    #[test]
+    fn by_hand() {
+        // One prompt: 2 + 1 pairs against 1 + 1 pairs of 10, one in common; chance 3 * 2 / 10.
+        let found = rand(&[0, 5], &[0, 0, 1, 1, 2], &[7, 7, -1, 3, 3]);
+        assert_eq!(found.clusters, [3, 3]);
+        assert!((found.rand[0] - (1.0 - 0.4) / (2.0 - 0.4)).abs() < 1e-15);
+        // Pairs of different prompts do not count, and labels are names within a prompt.
+        let found = rand(&[0, 2, 4], &[0, 0, 0, 1], &[1, 1, 0, 0]);
+        assert_eq!(found.clusters, [3, 2]);
+        assert!((found.rand[0] - (1.0 - 1.0) / (1.5 - 1.0)).abs() < 1e-15);
+    }
+
+    #[test]
+    fn nothing_to_disagree_on() {
+        assert_eq!(rand(&[0, 3], &[0, 1, 2], &[5, 4, 3]).rand, [1.0]);
+        assert_eq!(rand(&[0, 3], &[0, 0, 0], &[0, 1, 2]).rand, [0.0]);
+        assert_eq!(rand(&[0, 1, 1, 2], &[0, 0], &[1, 9]).rand, [1.0]);
+        assert_eq!(rand(&[0], &[], &[]), Agreement { clusters: vec![0, 0], rand: vec![1.0] });
+    }
+
+    #[test]
+    fn shapes_are_checked() {
+        assert!(compare_labels(&[0, 2], &[0, 1, 2], 2, 1, &mut Uninterrupted).is_err());
+        assert!(compare_labels(&[0, 2], &[], 0, 1, &mut Uninterrupted).is_err());
+        assert!(compare_labels(&[0, 3], &[0, 1, 2, 3], 2, 1, &mut Uninterrupted).is_err());
+    }
 }

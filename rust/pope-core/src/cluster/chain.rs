@@ -170,9 +170,8 @@ impl Chain {
             }
             width /= 2;
         }
-        let mut index: [f64; PAD] = core::array::from_fn(|l| {
-            if best[l] == most[0] { at[l] * PAD as f64 + l as f64 } else { f64::INFINITY }
-        });
+        let mut index: [f64; PAD] =
+            core::array::from_fn(|l| if best[l] == most[0] { at[l] * PAD as f64 + l as f64 } else { f64::INFINITY });
         let mut width = PAD / 2;
         while width > 0 {
             for l in 0..width {
@@ -231,5 +230,124 @@ impl Chain {
         self.on_path.clear();
         self.on_path.resize(kept.len(), false);
         self.path.iter().for_each(|&slot| self.on_path[slot] = true);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::testing::Random;
+
+    fn run(average: bool, similarity: &[Vec<f64>], weight: &[f64], least: f64) -> Vec<Merge> {
+        let n = weight.len();
+        let mut chain = Chain { matrix: vec![f64::NAN; n * stride(n)], ..Chain::default() };
+        for i in 0..n {
+            chain.matrix[i * stride(n)..][..n].copy_from_slice(&similarity[i]);
+        }
+        if average {
+            agglomerate::<true>(&mut chain, weight, least);
+        } else {
+            agglomerate::<false>(&mut chain, weight, least);
+        }
+        let mut merges = chain.merges;
+        merges.sort_by(|a, b| b.height.total_cmp(&a.height).then(a.low.cmp(&b.low)).then(a.high.cmp(&b.high)));
+        merges
+    }
+
+    /// Join the nearest pair, step by step; of several, that of the smallest points.
+    fn step_by_step(average: bool, similarity: &[Vec<f64>], weight: &[f64], least: f64) -> Vec<Merge> {
+        let mut clusters: Vec<Vec<usize>> = (0..weight.len()).map(|i| vec![i]).collect();
+        let mut merges = Vec::new();
+        loop {
+            let mut best: Option<(f64, usize, usize)> = None;
+            for i in 0..clusters.len() {
+                for j in i + 1..clusters.len() {
+                    let pairs = || clusters[i].iter().flat_map(|&a| clusters[j].iter().map(move |&b| (a, b)));
+                    let sum: f64 = pairs().map(|(a, b)| similarity[a][b] * weight[a] * weight[b]).sum();
+                    let count: f64 = pairs().map(|(a, b)| weight[a] * weight[b]).sum();
+                    let least = pairs().map(|(a, b)| similarity[a][b]).fold(f64::INFINITY, f64::min);
+                    let score = if average { sum / count } else { least };
+                    if best.is_none_or(|(most, _, _)| score > most) {
+                        best = Some((score, i, j));
+                    }
+                }
+            }
+            let Some((height, i, j)) = best.filter(|&(score, _, _)| score >= least) else { break };
+            merges.push(Merge { low: clusters[i][0] as u32, high: clusters[j][0] as u32, height });
+            let other = clusters.remove(j);
+            clusters[i].extend(other);
+        }
+        merges.sort_by(|a, b| b.height.total_cmp(&a.height).then(a.low.cmp(&b.low)).then(a.high.cmp(&b.high)));
+        merges
+    }
+
+    /// A matrix whose entries are multiples of `1 / levels`: few levels, many ties.
+    fn symmetric(random: &mut Random, n: usize, levels: f64) -> Vec<Vec<f64>> {
+        let mut matrix = vec![vec![1.0; n]; n];
+        for i in 0..n {
+            for j in 0..i {
+                let x = (random.next() * levels).round() / levels;
+                matrix[i][j] = x;
+                matrix[j][i] = x;
+            }
+        }
+        matrix
+    }
+
+    #[test]
+    fn four_points_by_hand() {
+        let s = [[1.0, 0.9, 0.2, 0.4], [0.9, 1.0, 0.1, 0.3], [0.2, 0.1, 1.0, 0.6], [0.4, 0.3, 0.6, 1.0]];
+        let s: Vec<Vec<f64>> = s.iter().map(|row| row.to_vec()).collect();
+        let merge = |low, high, height| Merge { low, high, height };
+        let found = run(true, &s, &[1.0; 4], -1.0);
+        assert_eq!(found[..2], [merge(0, 1, 0.9), merge(2, 3, 0.6)]);
+        assert!((found[2].height - 0.25).abs() < 1e-15);
+        assert_eq!(run(false, &s, &[1.0; 4], -1.0), [merge(0, 1, 0.9), merge(2, 3, 0.6), merge(0, 2, 0.1)]);
+        assert_eq!(run(false, &s, &[1.0; 4], 0.7), [merge(0, 1, 0.9)]);
+        // Three copies of the last: (0.2 + 0.1 + 3 (0.4 + 0.3)) / 8.
+        let weighted = run(true, &s, &[1.0, 1.0, 1.0, 3.0], -1.0);
+        assert!((weighted[2].height - 0.3).abs() < 1e-15);
+    }
+
+    #[test]
+    fn a_chain_of_ties() {
+        // 0 - 1 - 2 in which neighbors are the same: the first pair wins.
+        let s = vec![vec![1.0, 1.0, 0.0], vec![1.0, 1.0, 1.0], vec![0.0, 1.0, 1.0]];
+        assert_eq!(run(false, &s, &[1.0; 3], 0.5), [Merge { low: 0, high: 1, height: 1.0 }]);
+        let found = run(true, &s, &[1.0; 3], 0.5);
+        assert_eq!(found[1], Merge { low: 0, high: 2, height: 0.5 });
+    }
+
+    #[test]
+    fn as_if_step_by_step() {
+        let mut random = Random(7);
+        for n in [1, 2, 3, 5, 8, 9, 20, 40] {
+            for levels in [1.0, 2.0, 3.0, 8.0, 16_777_216.0] {
+                let s = symmetric(&mut random, n, levels);
+                let weight: Vec<f64> = (0..n).map(|_| 1.0 + (random.next() * 3.0).floor()).collect();
+                // Thirds are not sums of powers of two, but equal sums of equally many of them are equal.
+                let s: Vec<Vec<f64>> =
+                    s.iter().map(|row| row.iter().map(|&x| super::super::gram::quantize(x)).collect()).collect();
+                for average in [true, false] {
+                    for least in [-1.0, 0.5] {
+                        let (found, expected) =
+                            (run(average, &s, &weight, least), step_by_step(average, &s, &weight, least));
+                        assert_eq!(found, expected, "{n} {levels} {average} {least}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn packing_changes_nothing() {
+        let mut random = Random(11);
+        for levels in [4.0, 1024.0] {
+            let s = symmetric(&mut random, 200, levels);
+            for average in [true, false] {
+                let expected = step_by_step(average, &s, &[1.0; 200], 0.3);
+                assert_eq!(run(average, &s, &[1.0; 200], 0.3), expected, "{levels} {average}");
+            }
+        }
     }
 }

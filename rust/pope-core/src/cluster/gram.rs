@@ -10,6 +10,9 @@ use crate::simd::multiversion;
 const LANES: usize = 16;
 /// Rows of a block: with its other side it stays in the second-level cache.
 pub(super) const BLOCK: usize = 64;
+/// Numbers asked for ahead of time.
+#[cfg(target_arch = "x86_64")]
+const AHEAD: usize = 1 << 12;
 /// Similarities are multiples of `2^-24`: finer than the error of a dot product in single precision, and coarse enough
 /// that sums of them are exact in double precision (up to `2^29` pairs).
 const GRID: f64 = 1.5 * (1u64 << 28) as f64;
@@ -233,15 +236,73 @@ multiversion! {
     }
 }
 
-/// Ask for rows that will be read soon.
+/// Ask for rows that will be read soon, as many as the first-level cache holds beside those in use.
 #[inline(always)]
 pub(super) fn prefetch(rows: Embeddings<'_>) {
     #[cfg(target_arch = "x86_64")]
-    for line in rows.values.chunks(16) {
+    for line in rows.values[..rows.values.len().min(AHEAD)].chunks(16) {
         use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: a hint; the address is inside the slice.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = rows;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::testing::crowd;
+
+    /// The definition.
+    fn dot(a: &[f32], b: &[f32]) -> f32 {
+        let mut lanes = [0.0f32; LANES];
+        a.iter().zip(b).enumerate().for_each(|(k, (x, y))| lanes[k % LANES] += x * y);
+        plain_sum_lanes(&[lanes; 4])[2]
+    }
+
+    #[test]
+    fn every_tile_gives_the_same_bits() {
+        for dims in [1, 7, 8, 9, 15, 16, 17, 31, 40, 384] {
+            let rows = crowd(11, dims, 11);
+            let embeddings = Embeddings { values: &rows, dims };
+            let (left, right): (Vec<u32>, Vec<u32>) = ((0..7).collect(), (2..11).collect());
+            let mut found = [vec![0.0; 63], vec![0.0; 63], vec![0.0; 63]];
+            dots(embeddings, &left, &right, false, &mut found[0]);
+            dots_by::<true>(embeddings, &left, &right, false, &mut found[1]);
+            dots_by::<false>(embeddings, &left, &right, false, &mut found[2]);
+            let mut lengths = vec![0.0; 11];
+            squares(embeddings, &mut lengths);
+            for (i, &a) in left.iter().enumerate() {
+                for (j, &b) in right.iter().enumerate() {
+                    let expected = dot(embeddings.row(a as usize), embeddings.row(b as usize));
+                    assert_eq!(expected, dot(embeddings.row(b as usize), embeddings.row(a as usize)));
+                    assert!(found.iter().all(|x| x[i * 9 + j].to_bits() == expected.to_bits()), "{dims} {a} {b}");
+                }
+                assert_eq!(lengths[i].to_bits(), dot(embeddings.row(i), embeddings.row(i)).to_bits());
+            }
+        }
+    }
+
+    #[test]
+    fn the_upper_half_is_whole() {
+        for n in 1..10 {
+            let rows = crowd(n, 5, n);
+            let embeddings = Embeddings { values: &rows, dims: 5 };
+            let all: Vec<u32> = (0..n as u32).collect();
+            let (mut whole, mut upper) = (vec![0.0; n * n], vec![f32::NAN; n * n]);
+            dots(embeddings, &all, &all, false, &mut whole);
+            dots(embeddings, &all, &all, true, &mut upper);
+            assert!((0..n).all(|i| (i..n).all(|j| whole[i * n + j] == upper[i * n + j])));
+        }
+    }
+
+    #[test]
+    fn similarities_lie_on_a_grid() {
+        assert_eq!(quantize(1.0 + 1e-7), 1.0);
+        assert_eq!(quantize(-1.5), -1.0);
+        assert_eq!(quantize(0.7), (0.7f64 * f64::from(1 << 24)).round() / f64::from(1 << 24));
+        assert_eq!(quantize(1e-9), 0.0);
+        assert!(quantize(f64::NAN).is_nan());
+    }
 }

@@ -30,22 +30,13 @@ pub(super) struct Leaders {
     order: Vec<u32>,
 }
 
-/// Points that a thread gives to leaders.
-struct Part<'a> {
-    start: usize,
-    leader: &'a mut [u32],
-    best: &'a mut [f64],
-}
-
-impl Part<'_> {
-    /// Offer `leader` to the points from `start` on, whose similarities to it are `row`.
-    #[inline(always)]
-    fn offer(&mut self, leader: u32, row: &[f64], threshold: f64) {
-        for ((best, own), &s) in self.best.iter_mut().zip(self.leader.iter_mut()).zip(row) {
-            if s >= threshold && s > *best {
-                *best = s;
-                *own = leader;
-            }
+/// Offer a leader to points: those more similar to it than to the leader they have take it.
+#[inline(always)]
+fn offer(leader: u32, row: &[f64], threshold: f64, own: &mut [u32], best: &mut [f64]) {
+    for ((best, own), &s) in best.iter_mut().zip(own).zip(row) {
+        if s >= threshold && s > *best {
+            *best = s;
+            *own = leader;
         }
     }
 }
@@ -65,12 +56,8 @@ impl Leaders {
         self.best.resize(n, f64::NEG_INFINITY);
     }
 
-    fn whole(&mut self) -> Part<'_> {
-        Part { start: 0, leader: &mut self.leader, best: &mut self.best }
-    }
-
     /// Leaders from a matrix of similarities.
-    pub fn from_matrix(&mut self, matrix: &[f64], weight: &[f64], threshold: f64) {
+    pub fn lead_by_matrix(&mut self, matrix: &[f64], weight: &[f64], threshold: f64) {
         let n = weight.len();
         let rows = || matrix.chunks(stride(n).max(1)).take(n);
         let density = |row: &[f64]| row.iter().zip(weight).map(|(&s, &w)| if s >= threshold { w } else { 0.0 }).sum();
@@ -79,13 +66,13 @@ impl Leaders {
             let point = self.order[i] as usize;
             if self.best[point] < threshold {
                 let row = &matrix[point * stride(n)..][..n];
-                self.whole().offer(point as u32, row, threshold);
+                offer(point as u32, row, threshold, &mut self.leader, &mut self.best);
             }
         }
     }
 
     /// Leaders without a matrix: similarities are computed twice, in blocks.
-    pub fn from_points(
+    pub fn lead_by_points(
         &mut self,
         points: &Points,
         embeddings: Embeddings<'_>,
@@ -99,7 +86,8 @@ impl Leaders {
         let mut visit = order.iter().copied();
         loop {
             // The next points that no leader holds; the earlier of them may hold the later.
-            let candidates: Vec<u32> = visit.by_ref().filter(|&p| self.best[p as usize] < threshold).take(BLOCK).collect();
+            let candidates: Vec<u32> =
+                visit.by_ref().filter(|&p| self.best[p as usize] < threshold).take(BLOCK).collect();
             if candidates.is_empty() {
                 break;
             }
@@ -122,23 +110,16 @@ impl Leaders {
         const PART: usize = 16 * BLOCK;
         let (row, inverse) = points.gather(leaders);
         let left = Side { row: &row, inverse: &inverse };
-        let parts = self.leader.chunks_mut(PART).zip(self.best.chunks_mut(PART)).enumerate();
-        let parts: Vec<_> =
-            parts.map(|(i, (leader, best))| Mutex::new(Part { start: i * PART, leader, best })).collect();
+        let parts: Vec<_> = self.leader.chunks_mut(PART).zip(self.best.chunks_mut(PART)).map(Mutex::new).collect();
         let mut workers: Vec<_> = (0..crew.threads).map(|_| (Vec::new(), vec![0.0; BLOCK * BLOCK])).collect();
         for_each_task(&mut workers, parts.len(), crew.interrupt, |(dots, cells), task| {
-            let part = &mut *parts[task].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            for offset in (0..part.leader.len()).step_by(BLOCK) {
-                let end = part.leader.len().min(offset + BLOCK);
-                let right = points.side(part.start + offset..part.start + end);
+            let (own, best) = &mut *parts[task].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            for (block, (own, best)) in own.chunks_mut(BLOCK).zip(best.chunks_mut(BLOCK)).enumerate() {
+                let start = task * PART + block * BLOCK;
+                let right = points.side(start..start + own.len());
                 similarities(embeddings, left, right, false, dots, (cells, BLOCK));
-                let mut block = Part {
-                    start: part.start + offset,
-                    leader: &mut part.leader[offset..end],
-                    best: &mut part.best[offset..end],
-                };
                 for (&leader, row) in leaders.iter().zip(cells.chunks(BLOCK)) {
-                    block.offer(leader, row, threshold);
+                    offer(leader, row, threshold, own, best);
                 }
             }
             Ok(())
@@ -178,11 +159,8 @@ pub(super) fn densities(
     let n = points.len();
     let blocks = n.div_ceil(BLOCK);
     let block = |b: usize| b * BLOCK..n.min((b + 1) * BLOCK);
-    let counter = || Counter {
-        dots: Vec::new(),
-        cells: vec![0.0; BLOCK * BLOCK],
-        density: vec![vec![0.0; n]; thresholds.len()],
-    };
+    let counter =
+        || Counter { dots: Vec::new(), cells: vec![0.0; BLOCK * BLOCK], density: vec![vec![0.0; n]; thresholds.len()] };
     let mut workers: Vec<_> = (0..crew.threads).map(|_| counter()).collect();
     for_each_task(&mut workers, blocks, crew.interrupt, |worker, i| {
         let left = block(i);
@@ -213,4 +191,59 @@ pub(super) fn densities(
         }
     }
     Ok(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::testing::{crowd, points_of};
+    use crate::par::Uninterrupted;
+
+    #[test]
+    fn the_densest_lead() {
+        // A chain a - b - c - d - e in which only neighbors are similar: b and d have most neighbors beside c, which comes
+        // third by content and second by order; of the three, b is first.
+        let s = |i: usize, j: usize| [1.0, 0.7, 0.1][i.abs_diff(j).min(2)];
+        let matrix: Vec<f64> = (0..5).flat_map(|i| (0..8).map(move |j| if j < 5 { s(i, j) } else { 0.0 })).collect();
+        let mut leaders = Leaders::default();
+        leaders.lead_by_matrix(&matrix, &[1.0; 5], 0.5);
+        assert_eq!(leaders.leader, [1, 1, 1, 3, 3]);
+        // Many copies of e make d and e the densest; the tie is d's.
+        leaders.lead_by_matrix(&matrix, &[1.0, 1.0, 1.0, 1.0, 9.0], 0.5);
+        assert_eq!(leaders.leader, [0, 0, 3, 3, 3]);
+        leaders.lead_by_matrix(&matrix, &[1.0; 5], 0.8);
+        assert_eq!(leaders.leader, [0, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_point_joins_the_most_similar_leader() {
+        // b and d lead; c is within the threshold of both and nearer to the one found later.
+        let mut matrix = vec![0.0; 5 * 8];
+        for (i, j, s) in [(0, 1, 0.9), (1, 2, 0.6), (2, 3, 0.7), (3, 4, 0.9), (0, 0, 1.0), (1, 1, 1.0)] {
+            matrix[i * 8 + j] = s;
+            matrix[j * 8 + i] = s;
+        }
+        (2..5).for_each(|i| matrix[i * 8 + i] = 1.0);
+        let mut leaders = Leaders::default();
+        leaders.lead_by_matrix(&matrix, &[1.0, 2.0, 1.0, 1.0, 1.0], 0.5);
+        assert_eq!(leaders.leader, [1, 1, 3, 3, 3]);
+    }
+
+    #[test]
+    fn with_and_without_a_matrix() {
+        let rows = crowd(300, 20, 12);
+        let embeddings = Embeddings { values: &rows, dims: 20 };
+        let (points, matrix) = points_of(embeddings);
+        for threads in [1, 3] {
+            for threshold in [-1.0, 0.2, 0.5, 0.9] {
+                let mut crew = Crew { threads, interrupt: &mut Uninterrupted };
+                let density = densities(&points, embeddings, &[(0, threshold)], &mut crew).unwrap();
+                let (mut found, mut expected) = (Leaders::default(), Leaders::default());
+                found.lead_by_points(&points, embeddings, &density[0], threshold, &mut crew).unwrap();
+                expected.lead_by_matrix(&matrix, &points.weight, threshold);
+                assert_eq!(found.density, expected.density);
+                assert_eq!(found.leader, expected.leader);
+            }
+        }
+    }
 }

@@ -2,8 +2,8 @@
 
 use std::sync::Mutex;
 
-use super::chain::stride;
 use super::Crew;
+use super::chain::stride;
 use super::gram::{BLOCK, Embeddings, dots, quantize};
 use super::points::{Points, Side};
 use crate::error::{Error, Result};
@@ -159,4 +159,49 @@ pub(super) fn square(
     }
     let mut workers: Vec<_> = (0..crew.threads).map(|_| scratch()).collect();
     for_each_task(&mut workers, pairs.len(), crew.interrupt, tile)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::testing::crowd;
+    use crate::par::Uninterrupted;
+
+    #[test]
+    fn blocks_and_threads_give_the_same_bits() {
+        for n in [1, 8, 63, 64, 65, 130, 200] {
+            let rows = crowd(n, 19, n);
+            let embeddings = Embeddings { values: &rows, dims: 19 };
+            let mut points = Points::default();
+            points.load(embeddings, 0).unwrap();
+            let (mut one, mut many) = (Vec::new(), Vec::new());
+            for (threads, matrix) in [(1, &mut one), (3, &mut many)] {
+                let mut crew = Crew { threads, interrupt: &mut Uninterrupted };
+                square(&points, embeddings, &mut crew, &mut Vec::new(), matrix).unwrap();
+            }
+            assert_eq!(one, many);
+            let side = |i| points.side(i..i + 1);
+            for (i, j) in [(0, 0), (n / 2, n - 1), (n - 1, n / 3)] {
+                let mut one_pair = [0.0];
+                similarities(embeddings, side(i), side(j), false, &mut Vec::new(), (&mut one_pair, 1));
+                assert_eq!([one[i * stride(n) + j], one[j * stride(n) + i]], [one_pair[0]; 2]);
+            }
+        }
+    }
+
+    #[test]
+    fn small_prompts_take_a_shorter_way_to_the_same_matrix() {
+        let rows = crowd(30, 10, 12);
+        let embeddings = Embeddings { values: &rows, dims: 10 };
+        let all: Vec<u32> = (0..30).collect();
+        let (mut points, mut by_row, mut found) = (Points::default(), Vec::new(), Vec::new());
+        assert!(of_rows(embeddings, &all, &mut points, &mut Vec::new(), &mut by_row));
+        points.arrange(embeddings);
+        of_points(&points, &by_row, &mut found).unwrap();
+        let (expected_points, expected) = crate::cluster::testing::points_of(embeddings);
+        assert_eq!((points.len(), &points.of_row), (12, &expected_points.of_row));
+        for i in 0..12 {
+            assert_eq!(found[i * stride(12)..][..12], expected[i * stride(12)..][..12]);
+        }
+    }
 }

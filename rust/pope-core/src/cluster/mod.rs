@@ -18,6 +18,8 @@ mod matrix;
 mod points;
 mod source;
 mod tasks;
+#[cfg(test)]
+mod testing;
 mod tree;
 
 use core::ops::Range;
@@ -114,9 +116,9 @@ impl Worker {
         for (i, &(column, threshold)) in thresholds.iter().enumerate() {
             match (&density, vectors) {
                 (Some(density), Some(vectors)) => {
-                    self.leaders.from_points(&self.points, vectors, &density[i], threshold, crew)?;
+                    self.leaders.lead_by_points(&self.points, vectors, &density[i], threshold, crew)?;
                 }
-                _ => self.leaders.from_matrix(&self.chain.matrix, &self.points.weight, threshold),
+                _ => self.leaders.lead_by_matrix(&self.chain.matrix, &self.points.weight, threshold),
             }
             self.cutter.label(&self.points, &self.leaders.leader, &mut columns[column][rows.clone()]);
         }
@@ -264,4 +266,166 @@ pub fn dendrograms(
         Ok(())
     })?;
     Ok(Dendrograms { children, similarity })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use testing::{Random, crowd};
+
+    const ALL: [Linkage; 3] = [Linkage::Average, Linkage::Complete, Linkage::Leader];
+
+    fn labels(offsets: &[i64], values: &[f32], dims: usize, thresholds: &[f64], linkage: Linkage) -> Vec<i32> {
+        let one = cluster_prompts(offsets, Embeddings { values, dims }, thresholds, linkage, 1, &mut Uninterrupted);
+        let many = cluster_prompts(offsets, Embeddings { values, dims }, thresholds, linkage, 3, &mut Uninterrupted);
+        assert_eq!(one, many);
+        one.unwrap()
+    }
+
+    #[test]
+    fn angles_by_hand() {
+        // Directions at 0, 20, 50 and 90 degrees; cosines 0.940, 0.866 and 0.766 between neighbors.
+        let rows: Vec<f32> =
+            [0.0f32, 20.0, 50.0, 90.0].iter().flat_map(|a| [a.to_radians().cos(), a.to_radians().sin()]).collect();
+        for linkage in ALL {
+            assert_eq!(labels(&[0, 4], &rows, 2, &[0.95, 0.9, -1.0], linkage), [0, 1, 2, 3, 0, 0, 1, 2, 0, 0, 0, 0]);
+        }
+        // {0, 20} and 50: mean (0.643 + 0.866) / 2 = 0.754, minimum 0.643; 50 and 90: 0.766.
+        assert_eq!(labels(&[0, 4], &rows, 2, &[0.76, 0.5], Linkage::Average), [0, 0, 1, 1, 0, 0, 1, 1]);
+        assert_eq!(labels(&[0, 4], &rows, 2, &[0.76, 0.0], Linkage::Complete), [0, 0, 1, 1, 0, 0, 0, 0]);
+        // 20 has two neighbors and comes, by content, after 50 with as many: 50 leads.
+        assert_eq!(labels(&[0, 4], &rows, 2, &[0.76], Linkage::Leader), [0, 1, 1, 1]);
+    }
+
+    #[test]
+    fn the_order_of_rows_does_not_matter() {
+        let mut random = Random(3);
+        for (n, dims) in [(3, 2), (8, 4), (40, 3), (64, 2), (65, 2), (150, 3)] {
+            // Few directions on a coarse grid: copies, ties and a zero vector.
+            let rows: Vec<[f32; 3]> = (0..n)
+                .map(|_| {
+                    core::array::from_fn(|d| if d < dims { (random.next() * 3.0).floor() as f32 - 1.0 } else { 0.0 })
+                })
+                .collect();
+            let mut order: Vec<usize> = (0..n).collect();
+            order.sort_by_key(|&i| crate::hash::mix(i as u64));
+            let shuffled: Vec<[f32; 3]> = order.iter().map(|&i| rows[i]).collect();
+            for linkage in ALL {
+                let thresholds = [0.9, 0.5, 0.0];
+                let one = labels(&[0, n as i64], rows.as_flattened(), 3, &thresholds, linkage);
+                let other = labels(&[0, n as i64], shuffled.as_flattened(), 3, &thresholds, linkage);
+                for t in 0..3 {
+                    for i in 0..n {
+                        for j in 0..n {
+                            let (a, b) = (order[i], order[j]);
+                            let together = other[t * n + i] == other[t * n + j];
+                            assert_eq!(together, one[t * n + a] == one[t * n + b], "{n} {linkage:?}");
+                            assert!(together || rows[a] != rows[b]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn large_prompts_beside_small_ones() {
+        // 2500 rows with 2300 directions take every thread; leaders then do without a matrix.
+        let dims = 6;
+        let (small, large) = (crowd(8, dims, 5), crowd(2500, dims, 2300));
+        let rows = [&small[..], &large, &small].concat();
+        for linkage in ALL {
+            let thresholds = [0.97, 0.8];
+            let found = labels(&[0, 8, 2508, 2508, 2516], &rows, dims, &thresholds, linkage);
+            let alone = labels(&[0, 2500], &large, dims, &thresholds, linkage);
+            for t in 0..2 {
+                let found = &found[t * 2516..(t + 1) * 2516];
+                assert_eq!(found[..8], found[2508..]);
+                assert_eq!(found[8..2508], alone[t * 2500..(t + 1) * 2500]);
+                assert!((0..2500 - 2300).all(|i| found[8 + i] == found[8 + i + 2300]));
+            }
+        }
+    }
+
+    #[test]
+    fn relations_and_embeddings_agree() {
+        let (n, dims) = (70, 5);
+        let rows = crowd(n, dims, n);
+        let embeddings = Embeddings { values: &rows, dims };
+        let (points, matrix) = testing::points_of(embeddings);
+        let s = |i: usize, j: usize| {
+            matrix[points.of_row[i] as usize * chain::stride(n) + points.of_row[j] as usize] as f32
+        };
+        for m in [9, n] {
+            let similarities: Vec<f32> =
+                (0..m).flat_map(|i| (i + 1..m).map(move |j| (i, j))).map(|(i, j)| s(i, j)).collect();
+            let keys: Vec<u64> = points.of_row[..m].iter().map(|&p| u64::from(p)).collect();
+            let relations = Relations { similarities: &similarities, keys: Some(&keys), counts: None };
+            for linkage in ALL {
+                let offsets = [0, m as i64];
+                let found = cluster_pairs(&offsets, relations, &[0.6, 0.2], linkage, 2, &mut Uninterrupted).unwrap();
+                assert_eq!(found, labels(&offsets, &rows[..m * dims], dims, &[0.6, 0.2], linkage));
+            }
+        }
+    }
+
+    #[test]
+    fn counts_are_copies() {
+        // 0 is close to 1 and to 2; with many copies of 0 the mean over {0, 1} to 2 rises above the threshold.
+        let similarities = [0.9f32, 0.8, 0.2];
+        let run = |counts: Option<&[i64]>| {
+            let relations = Relations { similarities: &similarities, keys: None, counts };
+            cluster_pairs(&[0, 3], relations, &[0.6], Linkage::Average, 1, &mut Uninterrupted)
+        };
+        assert_eq!(run(None).unwrap(), [0, 0, 1]);
+        assert_eq!(run(Some(&[5, 1, 1])).unwrap(), [0, 0, 0]);
+        assert!(matches!(run(Some(&[5, 0, 1])), Err(Error::Value { row: 1, .. })));
+        assert!(run(Some(&[5, 1])).is_err());
+    }
+
+    #[test]
+    fn trees() {
+        // Rows 0 and 3 are equal, row 2 is zero; then 1 joins {0, 3}, and the zero vector everything.
+        let rows = [1.0, 0.0, /* */ 1.0, 1.0, /* */ 0.0, 0.0, /* */ 1.0, 0.0, /* */ 2.0, 1.0];
+        let found =
+            dendrograms(&[0, 4, 4, 5], Embeddings { values: &rows, dims: 2 }, Linkage::Complete, 2, &mut Uninterrupted)
+                .unwrap();
+        assert_eq!(found.children, [[0, 3], [1, 4], [2, 5]]);
+        assert_eq!(found.similarity[0], 1.0);
+        assert!((found.similarity[1] - 0.5f64.sqrt()).abs() < 1e-7);
+        assert_eq!(found.similarity[2], f64::NEG_INFINITY);
+        let leader =
+            dendrograms(&[0, 5], Embeddings { values: &rows, dims: 2 }, Linkage::Leader, 1, &mut Uninterrupted);
+        assert!(leader.is_err());
+    }
+
+    #[test]
+    fn faults() {
+        let e = Embeddings { values: &[1.0, 2.0, f32::NAN, 1.0], dims: 2 };
+        let run = |offsets: &[i64], e, thresholds: &[f64]| {
+            cluster_prompts(offsets, e, thresholds, Linkage::Average, 1, &mut Uninterrupted)
+        };
+        assert!(matches!(run(&[0, 1, 2], e, &[0.5]), Err(Error::Value { row: 1, .. })));
+        let e = Embeddings { values: &[1.0; 4], dims: 2 };
+        for thresholds in [&[][..], &[f64::NAN], &[1.1], &[0.5, -2.0]] {
+            assert!(run(&[0, 2], e, thresholds).is_err());
+        }
+        assert!(run(&[0, 3], e, &[0.5]).is_err());
+        assert!(run(&[0, 1], Embeddings { values: &[1.0; 4], dims: 0 }, &[0.5]).is_err());
+        assert!(run(&[0, 1], Embeddings { values: &[1.0; 4], dims: 3 }, &[0.5]).is_err());
+        assert_eq!(run(&[0], Embeddings { values: &[], dims: 3 }, &[0.5]), Ok(vec![]));
+        assert!(Linkage::named("single").is_err());
+        let pairs = |similarities: &[f32], keys: Option<&[u64]>| {
+            let relations = Relations { similarities, keys, counts: None };
+            cluster_pairs(&[0, 1, 3], relations, &[0.5], Linkage::Leader, 1, &mut Uninterrupted)
+        };
+        assert_eq!(pairs(&[0.7], None), Ok(vec![0, 0, 0]));
+        assert!(matches!(pairs(&[f32::NAN], None), Err(Error::Value { row: 1, .. })));
+        assert!(matches!(pairs(&[1.5], None), Err(Error::Value { row: 1, .. })));
+        assert!(matches!(pairs(&[0.5], Some(&[4, 7, 7])), Err(Error::Value { row: 2, .. })));
+        assert!(pairs(&[0.5, 0.5], None).is_err());
+        assert!(pairs(&[0.5], Some(&[4, 7])).is_err());
+        let too_many = crowd(MAX_POINTS + 1, 1, 2);
+        assert!(run(&[0, too_many.len() as i64], Embeddings { values: &too_many, dims: 1 }, &[0.5]).is_ok());
+    }
 }

@@ -196,3 +196,44 @@ impl Points {
         points.iter().map(|&p| (self.row[p as usize], self.inverse[p as usize])).unzip()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::testing::points_of;
+
+    #[test]
+    fn equal_rows_are_one_point() {
+        let rows = [1.0, 0.0, /* */ 0.0, 0.0, /* */ -1.0, 2.0, /* */ 1.0, -0.0, /* */ -0.0, 0.0];
+        let (points, matrix) = points_of(Embeddings { values: &rows, dims: 2 });
+        assert_eq!(points.of_row, [1, 2, 0, 1, 2]);
+        assert_eq!(points.weight, [1.0, 2.0]);
+        assert_eq!([matrix[0], matrix[9]], [1.0, 1.0]);
+        assert!((matrix[1] + 1.0 / 5f64.sqrt()).abs() < 1e-7);
+    }
+
+    #[test]
+    fn lengths_do_not_matter() {
+        let rows = [1.0f32, 2.0, 3.0, -1.0, 0.5, 2.0];
+        let (_, expected) = points_of(Embeddings { values: &rows, dims: 3 });
+        for (a, b) in [(-120, 1), (-100, 120), (60, 60), (-50, -50), (10, -100)] {
+            let power = |x: i32| 2f64.powi(x);
+            let scaled: Vec<f32> = rows
+                .iter()
+                .enumerate()
+                .map(|(i, &x)| (f64::from(x) * power(if i < 3 { a } else { b })) as f32)
+                .collect();
+            let (points, matrix) = points_of(Embeddings { values: &scaled, dims: 3 });
+            assert_eq!((points.len(), matrix), (2, expected.clone()), "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn what_has_no_direction_is_named() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut points = Points::default();
+            let fault = points.load(Embeddings { values: &[1.0, 2.0, 3.0, bad, 1.0, 1.0], dims: 2 }, 40);
+            assert!(matches!(fault, Err(Error::Value { row: 41, ref column, .. }) if column == "embedding"));
+        }
+    }
+}

@@ -55,7 +55,7 @@ impl Vectors<'_> {
 impl Source for Vectors<'_> {
     fn load_rows(&self, prompt: usize, worker: &mut Worker) -> Result<bool> {
         let n = rows(self.offsets, prompt).len();
-        if prompt + 2 < self.offsets.len() && rows(self.offsets, prompt + 1).len() <= BLOCK {
+        if prompt + 2 < self.offsets.len() {
             prefetch(self.of(prompt + 1));
         }
         let Worker { points, dots, rows, .. } = worker;

@@ -48,3 +48,27 @@ pub(super) fn split<T>(mut slice: &mut [T], lengths: impl Iterator<Item = usize>
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_prompt_in_one_task() {
+        let sizes = [0, 1, 8, 300, 0, 2, 5000, 0, 0, 3];
+        let mut offsets = vec![0i64];
+        sizes.iter().cycle().take(1000).for_each(|n| offsets.push(offsets[offsets.len() - 1] + n));
+        let tasks = tasks(&offsets);
+        assert_eq!(tasks.iter().cloned().flatten().collect::<Vec<_>>(), (0..1000).collect::<Vec<_>>());
+        assert!(tasks.iter().all(|t| t.len() == 1 || offsets[t.end] - offsets[t.start] < 300));
+        assert!(super::tasks(&[0]).is_empty());
+    }
+
+    #[test]
+    fn offsets_must_fit() {
+        assert!(check_offsets(&[0, 2, 2, 5], 5).is_ok());
+        for bad in [&[][..], &[1, 5], &[0, 4], &[0, 3, 2, 5], &[0, 6]] {
+            assert!(check_offsets(bad, 5).is_err());
+        }
+    }
+}
