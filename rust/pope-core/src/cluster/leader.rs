@@ -208,9 +208,9 @@ mod tests {
         let mut leaders = Leaders::default();
         leaders.lead_by_matrix(&matrix, &[1.0; 5], 0.5);
         assert_eq!(leaders.leader, [1, 1, 1, 3, 3]);
-        // Many copies of e make d and e the densest; the tie is d's.
+        // Many copies of e make d the densest, then e, which d takes; b is left, and c stays with d.
         leaders.lead_by_matrix(&matrix, &[1.0, 1.0, 1.0, 1.0, 9.0], 0.5);
-        assert_eq!(leaders.leader, [0, 0, 3, 3, 3]);
+        assert_eq!(leaders.leader, [1, 1, 3, 3, 3]);
         leaders.lead_by_matrix(&matrix, &[1.0; 5], 0.8);
         assert_eq!(leaders.leader, [0, 1, 2, 3, 4]);
     }

@@ -39,6 +39,7 @@ pub(super) fn similarities(
     if buffer.len() < cells {
         buffer.resize(cells, 0.0);
     }
+    let buffer = &mut buffer[..cells];
     dots(embeddings, left.row, right.row, upper, buffer);
     finish(buffer, left.inverse, right.inverse, out, stride);
 }

@@ -21,7 +21,7 @@ impl Random {
 pub fn crowd(n: usize, dims: usize, distinct: usize) -> Vec<f32> {
     let mut random = Random((n * dims + distinct) as u64);
     let pool: Vec<f32> = (0..distinct * dims).map(|_| (random.next() * 2.0 - 0.8) as f32).collect();
-    (0..n).flat_map(|i| pool[(i * 7 % distinct) * dims..][..dims].to_vec()).collect()
+    (0..n).flat_map(|i| pool[i % distinct * dims..][..dims].to_vec()).collect()
 }
 
 /// The points of one prompt and their matrix.
