@@ -293,8 +293,8 @@ mod tests {
         // {0, 20} and 50: mean (0.643 + 0.866) / 2 = 0.754, minimum 0.643; 50 and 90: 0.766; both pairs: 0.463 and 0.
         assert_eq!(labels(&[0, 4], &rows, 2, &[0.76, 0.46], Linkage::Average), [0, 0, 1, 1, 0, 0, 0, 0]);
         assert_eq!(labels(&[0, 4], &rows, 2, &[0.76, -0.1], Linkage::Complete), [0, 0, 1, 1, 0, 0, 0, 0]);
-        // 20 has two neighbors and comes, by content, after 50 with as many: 50 leads.
-        assert_eq!(labels(&[0, 4], &rows, 2, &[0.76], Linkage::Leader), [0, 1, 1, 1]);
+        // 20 and 50 have two neighbors each; 50 comes first by content and leads. 0 leads as well, and 20 is nearer to it.
+        assert_eq!(labels(&[0, 4], &rows, 2, &[0.76], Linkage::Leader), [0, 0, 1, 1]);
     }
 
     #[test]
