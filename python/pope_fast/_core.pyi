@@ -10,6 +10,10 @@ __all__ = [
     "State",
     "UnitScan",
     "build_info",
+    "cluster_pairs",
+    "cluster_prompts",
+    "compare_labels",
+    "dendrograms",
     "hash_lists",
     "hash_strings",
     "num_threads",
@@ -41,6 +45,33 @@ def prompt_scan(
     clip: float = 10.0,
     threads: int | None = None,
 ) -> dict[str, Any]: ...
+def cluster_prompts(
+    offsets: npt.NDArray[np.int64],
+    embeddings: npt.NDArray[np.float32],
+    thresholds: _F64,
+    linkage: str,
+    threads: int | None = None,
+) -> npt.NDArray[np.int32]: ...
+def cluster_pairs(
+    offsets: npt.NDArray[np.int64],
+    similarities: npt.NDArray[np.float32],
+    thresholds: _F64,
+    linkage: str,
+    keys: npt.NDArray[np.uint64] | None = None,
+    counts: npt.NDArray[np.int64] | None = None,
+    threads: int | None = None,
+) -> npt.NDArray[np.int32]: ...
+def dendrograms(
+    offsets: npt.NDArray[np.int64],
+    embeddings: npt.NDArray[np.float32],
+    linkage: str,
+    threads: int | None = None,
+) -> tuple[npt.NDArray[np.int32], _F64]: ...
+def compare_labels(
+    offsets: npt.NDArray[np.int64],
+    labels: npt.NDArray[np.int32],
+    threads: int | None = None,
+) -> tuple[npt.NDArray[np.int64], _F64]: ...
 def num_threads() -> int: ...
 def build_info() -> dict[str, str]: ...
 

@@ -9,6 +9,7 @@
 
 pub mod batch;
 pub mod bytes;
+pub mod cluster;
 pub mod cut;
 pub mod dd;
 pub mod diversity;

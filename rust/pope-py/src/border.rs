@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use numpy::{PyReadonlyArray1, PyUntypedArrayMethods};
+use numpy::{PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods};
 use pope_core::batch::{Floats, Ints};
 use pope_core::error::Error;
 use pope_core::field::Field;
@@ -91,6 +91,12 @@ pub enum IntArray<'py> {
 /// The elements of an array, which must be contiguous.
 pub fn slice<'a, T: numpy::Element>(array: &'a PyReadonlyArray1<'_, T>) -> PyResult<&'a [T]> {
     array.as_slice().map_err(|_| SchemaError::new_err(format!("an array of {} rows is not contiguous", array.len())))
+}
+
+/// The elements of a matrix, row after row; it must lie in memory so.
+pub fn matrix<'a, T: numpy::Element>(array: &'a PyReadonlyArray2<'_, T>) -> PyResult<&'a [T]> {
+    let wrong = || SchemaError::new_err(format!("an array of shape {:?} is not C-contiguous", array.shape()));
+    if array.is_c_contiguous() { array.as_slice().map_err(|_| wrong()) } else { Err(wrong()) }
 }
 
 impl FloatArray<'_> {

@@ -4,6 +4,7 @@
 #![allow(clippy::needless_pass_by_value, clippy::too_many_arguments, clippy::fn_params_excessive_bools)]
 
 mod border;
+mod cluster;
 mod kernels;
 mod state;
 
@@ -12,6 +13,8 @@ use pyo3::prelude::*;
 /// Kernels and the mergeable state of `pope_fast`; use the functions of the package instead.
 #[pymodule(gil_used = false)]
 mod _core {
+    #[pymodule_export]
+    use crate::cluster::{cluster_pairs, cluster_prompts, compare_labels, dendrograms};
     #[pymodule_export]
     use crate::kernels::{
         PyUnitScan, build_info, hash_lists, hash_strings, num_threads, prompt_scan, sum_tokens, token_sums,
