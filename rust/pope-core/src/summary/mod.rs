@@ -85,7 +85,7 @@ impl Level {
                 refuse("needs at least two units with two or more responses")
             }
             Choice::Pairs(_) if !has_pairs => {
-                refuse("cannot be estimated: no prompt has two responses that the policy could give")
+                Err(Error::Overlap("no unit has two responses that the policy could give: there are no pairs".into()))
             }
             Choice::Pairs(measure) => Ok(Level::Pairs(measure)),
             _ if !config.has_cluster => refuse("needs clusters"),
