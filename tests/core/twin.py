@@ -16,7 +16,6 @@ from twin_pairs import WithPairs
 from twin_units import Array, Record, around, ends, log_smoothing, named, quantile, scaled, student, within
 
 from pope_fast.reference import diagnostics as dg
-from pope_fast.reference import diversity as dv
 from pope_fast.reference import intervals as iv
 from pope_fast.reference import marginal as mg
 from pope_fast.reference import tails, utility, welfare

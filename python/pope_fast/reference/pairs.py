@@ -48,7 +48,7 @@ def pair_moment(w: npt.ArrayLike, kernel: npt.ArrayLike) -> float:
     """
     weight, f = np.asarray(w, dtype=np.float64).tolist(), np.asarray(kernel, dtype=np.float64)
     pairs = list(combinations(range(len(weight)), 2))
-    return float(sum(weight[j] * weight[l] * f[j, l] for j, l in pairs)) / len(pairs)
+    return float(sum(weight[j] * weight[k] * f[j, k] for j, k in pairs)) / len(pairs)
 
 
 class PairMoments(NamedTuple):
