@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pope_fast import ope, simulate
+    from pope_fast import align, ope, simulate
     from pope_fast.data import demo_log
     from pope_fast.errors import OverlapError, PopeError, PopeWarning, SchemaError, StateError
     from pope_fast.evaluate import Evaluation, PolicyValue, evaluate
@@ -43,7 +43,7 @@ _WHERE = {
     "read_log": "pope_fast.log",
     "validate": "pope_fast.log",
 }
-_MODULES = ("ope", "simulate")
+_MODULES = ("align", "ope", "simulate")
 
 __all__ = [
     "Evaluation",
@@ -56,6 +56,7 @@ __all__ = [
     "StateError",
     "ValidationReport",
     "__version__",
+    "align",
     "demo_log",
     "evaluate",
     "ope",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ import pytest
 import typer.main
 from runs import Run
 
+from pope_fast.align import POPEConfig
 from pope_fast.cli import app
 from pope_fast.evaluate import DEFAULT_THRESHOLDS, results
 from pope_fast.simulate import KINDS, simulate
@@ -29,10 +31,12 @@ def commands(document: Path) -> list[list[str]]:
 def options() -> dict[str, set[str]]:
     """The options of every verb."""
     group = typer.main.get_command(app)
-    return {
+    found = {
         name: {option for parameter in command.params for option in parameter.opts}
         for name, command in group.commands.items()  # type: ignore[attr-defined]
     }
+    found["align"] |= {f"--{item.name}" for item in fields(POPEConfig)}
+    return found
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from pope_fast.cli.align import CONTEXT as ALIGN_CONTEXT
+from pope_fast.cli.align import align
 from pope_fast.cli.evaluate import evaluate
 from pope_fast.cli.simulate import simulate
 from pope_fast.cli.validate import validate
@@ -44,6 +46,7 @@ def pope(
 
 for verb in (validate, evaluate, simulate):
     app.command()(verb)
+app.command(context_settings=ALIGN_CONTEXT)(align)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -63,6 +64,16 @@ def evaluate(
         str | None,
         typer.Option(metavar="COLUMN", help="Behavior policy scored a second time: measures log-prob noise."),
     ] = None,
+    fresh: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]FILE",
+            help="Fresh draws of policy NAME ('pope sample'): checks the log-probs. Repeat for several policies.",
+        ),
+    ] = None,
+    fresh_logger: Annotated[
+        str, typer.Option(metavar="NAME", help="Policy or column of the fresh draws that wrote LOG.")
+    ] = "logger",
     threshold: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="A gate of the verdict, e.g. ess=100.")
     ] = None,
@@ -110,6 +121,8 @@ def evaluate(
             cluster_scope=cluster_scope.value,
             thresholds=thresholds,
             aa_policy=aa_policy,
+            fresh=_fresh(fresh),
+            fresh_logger=fresh_logger,
             threads=threads,
             progress=False if quiet else None,
         )
@@ -159,6 +172,15 @@ def _deliver(
             console.print(render(evaluation, width=width, truth=truth, compare=pairs, ascii_only=plain))
         else:
             typer.echo(render_text(evaluation, width=width, truth=truth, compare=pairs, ascii_only=plain))
+
+
+def _fresh(values: Sequence[str] | None) -> str | dict[str, str] | None:
+    """Parse ``--fresh``: one file, or ``NAME=FILE``; a path that has a = in it is a path if it exists."""
+    if not values:
+        return None
+    if len(values) == 1 and ("=" not in values[0] or Path(values[0]).exists()):
+        return values[0]
+    return name_values(values, "--fresh")
 
 
 def _thresholds(values: Sequence[str] | None) -> dict[str, float] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pope_fast.evaluate.findings import AACalibration, Diagnostics, Finding, Verdict
+from pope_fast.evaluate.findings import AACalibration, BridgeCheck, Diagnostics, Finding, Verdict
 from pope_fast.evaluate.results import (
     Difference,
     DiversitySummary,
@@ -20,6 +20,7 @@ __all__ = [
     "DEFAULT_THRESHOLDS",
     "ESTIMATORS",
     "AACalibration",
+    "BridgeCheck",
     "Diagnostics",
     "Difference",
     "DiversitySummary",

@@ -9,7 +9,7 @@ from typing import Any
 from pope_fast.evaluate.records import TOO_RARE, make_estimate
 from pope_fast.evaluate.results import Difference, Estimate, PolicyValue
 from pope_fast.evaluate.tails import Ends, difference_tail
-from pope_fast.evaluate.verdict import INCONSISTENT, RARE_REWARD
+from pope_fast.evaluate.verdict import RARE_REWARD, voids_bounds
 
 __all__ = ["Side", "make_difference"]
 
@@ -46,7 +46,7 @@ def make_difference(record: Mapping[str, Any], level: float, a: Side, b: Side) -
     """
     bad = [side.policy.policy for side in (a, b) if side.policy.verdict.level == "unreliable"]
     note = f"not to be trusted: {' and '.join(bad)} unreliable" if bad else None
-    void = a.has(INCONSISTENT) or b.has(INCONSISTENT)
+    void = voids_bounds(a.policy.verdict) or voids_bounds(b.policy.verdict)
     rare = a.has(RARE_REWARD) or b.has(RARE_REWARD)
 
     def estimate(name: str, unit: str, *, of_reward: bool) -> Estimate:

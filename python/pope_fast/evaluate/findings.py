@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from pope_fast.evaluate.results import Estimate, Interval
 
 Severity = Literal["info", "caution", "unreliable"]
 VerdictLevel = Literal["reliable", "caution", "unreliable"]
@@ -80,6 +83,58 @@ class AACalibration:
     kappa: float
     sd_log_noise: float
     share_exact: float
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeCheck:
+    """Whether the log and fresh draws of a policy agree: ``E0[w / (1 + w)] = E_pi[1 / (1 + w)]``.
+
+    Attributes
+    ----------
+    logged, fresh
+        The two sides, each between 0 and 1.
+    difference, standard_error, interval
+        ``logged - fresh``, its standard error over prompts, and its interval. Its size is a lower bound on the share of
+        the policy's probability that the log-probs put in the wrong place (total variation distance).
+    p_value
+        Of the two-sided t-test that the difference is 0.
+    paired
+        Whether prompts were paired, which takes out what differs between prompts; else it is a two-sample test.
+    n_units_logged, n_units_fresh, n_unmatched, n_fresh
+        Units compared on either side, prompts with fresh draws that the log does not have (left out if ``paired``), and
+        fresh draws compared.
+    offset
+        By how many nats all log-weights together would have to be too large to explain the difference, to first order.
+    detectable_offset
+        An error of all log-weights that this check would have found four times in five, at p < .01, in nats.
+    fresh_log_weight
+        Mean log-weight of the fresh draws in nats: a divergence, so never below 0 in expectation.
+    sampler_excess
+        Mean log-prob of the fresh draws under their sampler less that under the policy as it was scored: 0 if these
+        are one, else a divergence. ``None`` if the draws have one of them only.
+    on_policy
+        Mean reward of the fresh draws: the utility itself, on their prompts. ``None`` without rewards.
+    source
+        Where the fresh draws come from.
+    """
+
+    logged: float
+    fresh: float
+    difference: float
+    standard_error: float
+    interval: Interval
+    p_value: float
+    paired: bool
+    n_units_logged: int
+    n_units_fresh: int
+    n_unmatched: int
+    n_fresh: int
+    offset: float | None
+    detectable_offset: float | None
+    fresh_log_weight: Estimate
+    sampler_excess: Estimate | None
+    on_policy: Estimate | None
+    source: str
 
 
 @dataclass(frozen=True, slots=True)

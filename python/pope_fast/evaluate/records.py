@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pope_fast.evaluate.findings import AACalibration, Diagnostics, Finding, Verdict
+from pope_fast.evaluate.findings import AACalibration, BridgeCheck, Diagnostics, Finding, Verdict
 from pope_fast.evaluate.results import (
     DiversitySummary,
     Estimate,
@@ -16,7 +16,7 @@ from pope_fast.evaluate.results import (
     VarianceParts,
 )
 from pope_fast.evaluate.tails import with_group_tails
-from pope_fast.evaluate.verdict import INCONSISTENT, RARE_REWARD, headline_method, judge
+from pope_fast.evaluate.verdict import BRIDGE, RARE_REWARD, bridge_findings, headline_method, judge, voids_bounds
 from pope_fast.log import RewardRange
 
 __all__ = ["TOO_RARE", "make_estimate", "make_policy_value"]
@@ -27,6 +27,7 @@ _BOUNDED = ("robust", "certified", "worst_case_tail")
 _WITHOUT_OVERLAP = frozenset({"robust", "certified"})
 _VOID = "void: the log-probs are inconsistent"
 _UNUSABLE = "no interval is valid: no overlap and inconsistent log-probs"
+_CONTRADICTED = "no interval is valid: fresh draws contradict the log-probs"
 
 TOO_RARE = "the reward is too rare for an interval from its standard error"
 """Why there is no interval where only one from a standard error could be made."""
@@ -116,14 +117,19 @@ def make_policy_value(
     labels: Labels,
     calibration: AACalibration | None,
     bounds: RewardRange,
+    bridge: BridgeCheck | None = None,
+    found: Sequence[Finding] = (),
 ) -> PolicyValue:
     """Judge one policy and put its numbers in order."""
+    if bridge is not None:
+        found = (*bridge_findings(bridge, gates), *found)
     verdict = judge(
         summary,
         gates,
         inverted=_inverted(summary),
         calibrated=calibration is not None,
         constant_reward=bounds.low == bounds.high,
+        found=found,
     )
     verdict = _with_assumptions(verdict, bounds)
     method = headline_method(verdict, gates)
@@ -164,6 +170,7 @@ def make_policy_value(
         verdict=verdict,
         headline_method=method,
         notes=_notes(summary, groups),
+        bridge=bridge,
     )
 
 
@@ -174,7 +181,8 @@ class _Choice:
         codes = {f.code for f in verdict.findings}
         self.level = level
         self.method = method
-        self.void = INCONSISTENT in codes
+        self.void = voids_bounds(verdict)
+        self.unusable = _CONTRADICTED if BRIDGE in codes else _UNUSABLE
         self.no_overlap = verdict.level == "unreliable"
         self.rare = RARE_REWARD in codes
 
@@ -195,7 +203,7 @@ class _Choice:
         preference = bounds.get(method, (method, "delta", "jackknife"))
         made = make_estimate(record, self.level, headline=preference, void=self.void, **more)
         if self.void and self.no_overlap:
-            return replace(made, interval=None, intervals=dict.fromkeys(made.intervals), note=_UNUSABLE)
+            return replace(made, interval=None, intervals=dict.fromkeys(made.intervals), note=self.unusable)
         return made
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pope_fast.errors import PopeError
-from pope_fast.evaluate.findings import VERDICT_LEVELS, AACalibration, Diagnostics, Finding, Verdict
+from pope_fast.evaluate.findings import VERDICT_LEVELS, AACalibration, BridgeCheck, Diagnostics, Finding, Verdict
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "VERDICT_LEVELS",
     "AACalibration",
+    "BridgeCheck",
     "Diagnostics",
     "Difference",
     "DiversitySummary",
@@ -47,7 +48,7 @@ class Interval:
     level
         Nominal coverage, in (0, 1).
     method
-        ``"delta"``, ``"jackknife"``, ``"worst_case_tail"``, ``"robust"``, ``"certified"`` or ``"sandwich"``.
+        ``"delta"``, ``"jackknife"``, ``"worst_case_tail"``, ``"robust"``, ``"certified"``, ``"sandwich"`` or ``"t"``.
     """
 
     low: float
@@ -209,6 +210,8 @@ class PolicyValue:
         the reward rare, ``"certified"`` if it is very rare, ``"delta"`` if the log-probabilities are inconsistent.
     notes
         What else a reader has to know, a sentence each.
+    bridge
+        The check against fresh draws of the policy; ``None`` if there are none.
     """
 
     policy: str
@@ -225,6 +228,7 @@ class PolicyValue:
     verdict: Verdict
     headline_method: str
     notes: tuple[str, ...] = ()
+    bridge: BridgeCheck | None = None
 
     def __repr__(self) -> str:
         parts = [f"V={_short(self.value)}", f"U={_short(self.utility)}"]

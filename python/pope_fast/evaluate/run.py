@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -12,13 +13,17 @@ from typing import Any, Literal
 import numpy as np
 
 from pope_fast import _core
-from pope_fast.errors import PopeError, SchemaError
+from pope_fast.errors import PopeError, PopeWarning, SchemaError
+from pope_fast.evaluate.bridge import bridge_checks
 from pope_fast.evaluate.differences import Side, make_difference
-from pope_fast.evaluate.findings import AACalibration
+from pope_fast.evaluate.findings import AACalibration, Finding
+from pope_fast.evaluate.fresh import LOGGER
+from pope_fast.evaluate.provenance import provenance_findings
 from pope_fast.evaluate.records import make_policy_value
 from pope_fast.evaluate.results import Difference, Estimate, Evaluation, EvaluationSettings, Interval, PolicyValue
 from pope_fast.evaluate.verdict import merge_thresholds
 from pope_fast.log import FeedbackLog, LogBatch, RewardRange, read_log
+from pope_fast.log.columns import missing_column
 
 __all__ = ["ESTIMATORS", "evaluate"]
 
@@ -42,6 +47,8 @@ def evaluate(
     diversity_order: int = 3,
     thresholds: Mapping[str, float] | None = None,
     aa_policy: str | None = None,
+    fresh: Any = None,
+    fresh_logger: str = LOGGER,
     threads: int | None = None,
     progress: bool | None = None,
 ) -> Evaluation:
@@ -72,6 +79,11 @@ def evaluate(
         Gates of the verdict: see :data:`pope_fast.evaluate.DEFAULT_THRESHOLDS`.
     aa_policy : str, optional
         Column with the behavior policy's log-probs scored a second time, to calibrate noisy log-probs.
+    fresh : log, or mapping of policy to log, optional
+        Fresh draws of a target policy, as :func:`pope_fast.sample` makes them, with their log-probs under the policy
+        that wrote the log: ``target_logprob/logger``. They are held against the log's log-probs (finding ``bridge``).
+    fresh_logger : str
+        Another name for that policy in the fresh draws, or the column.
     threads : int, optional
         Threads; by default ``POPE_NUM_THREADS`` or all the container has. Results do not depend on it.
     progress : bool, optional
@@ -119,6 +131,12 @@ def evaluate(
     snapshot = state.snapshot()
     labels = {"cluster": opened.cluster_labels, "group": opened.group_labels}
     calibration = aa.result() if aa is not None else None
+    bridges = (
+        {}
+        if fresh is None
+        else bridge_checks(opened, fresh, names, logger=fresh_logger, unit=unit, level=level, progress=progress)
+    )
+    origins = provenance_findings(opened.schema, opened.columns, names)
     options["kappa"] = 1.0 if calibration is None else calibration.kappa
     summaries = {name: snapshot.summary(name, **options) for name in names}
     results = {
@@ -131,6 +149,8 @@ def evaluate(
             labels=labels,
             calibration=calibration,
             bounds=bounds,
+            bridge=bridges.get(name),
+            found=origins[name],
         )
         for name in names
     }
@@ -150,8 +170,21 @@ def evaluate(
         settings=settings,
         behavior=_behavior(snapshot.behavior(level=level), level),
         differences=_differences(snapshot, results, summaries, options),
-        warnings=tuple(opened.warnings),
+        warnings=(*opened.warnings, *_warn_of(origins)),
     )
+
+
+def _warn_of(origins: Mapping[str, list[Finding]]) -> list[str]:
+    """Issue and return what is noted of the log-probs' origin but changes no verdict, and so stands nowhere else."""
+    said: dict[str, list[str]] = {}
+    for name, findings in origins.items():
+        for finding in findings:
+            if finding.severity == "info":
+                said.setdefault(finding.message, []).append(name)
+    messages = [f"{', '.join(names)}: {message}" for message, names in said.items()]
+    for message in messages:
+        warnings.warn(message, PopeWarning, stacklevel=3)
+    return messages
 
 
 def _open(log: Any, policies: Any, reward_range: tuple[float, float] | None, unit: str | None) -> FeedbackLog:
@@ -175,6 +208,8 @@ def _names(log: FeedbackLog, policies: Mapping[str, str] | Iterable[str] | None)
             raise PopeError(f"the log has no target policy {name!r}; it has: {known}")
     if len(set(names)) < len(names):
         raise PopeError("a policy is named twice")
+    if not names:
+        raise missing_column("target_logprob", log.schema.names)
     return names
 
 

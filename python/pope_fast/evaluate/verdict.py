@@ -7,13 +7,26 @@ truncation says that truncation works, not that the log covers the policy.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from pope_fast.errors import PopeError
-from pope_fast.evaluate.findings import Finding, Verdict, VerdictLevel
+from pope_fast.evaluate.findings import BridgeCheck, Finding, Verdict, VerdictLevel
 
-__all__ = ["DEFAULT_THRESHOLDS", "INCONSISTENT", "RARE_REWARD", "headline_method", "judge", "merge_thresholds"]
+if TYPE_CHECKING:
+    from pope_fast.evaluate.results import Estimate
+
+__all__ = [
+    "BRIDGE",
+    "DEFAULT_THRESHOLDS",
+    "INCONSISTENT",
+    "RARE_REWARD",
+    "bridge_findings",
+    "headline_method",
+    "judge",
+    "merge_thresholds",
+    "voids_bounds",
+]
 
 DEFAULT_THRESHOLDS: Mapping[str, float] = {
     "k_hat": 0.7,  # unreliable above: the mean of the weights converges too slowly
@@ -29,14 +42,23 @@ DEFAULT_THRESHOLDS: Mapping[str, float] = {
     "e_value": 20.0,  # inconsistent log-probs above: 1 / .05
     "mean_log_weight_z": 3.0,  # inconsistent log-probs above, in standard errors
     "length_drift": 1.5,  # caution above: ratio of mean lengths, either way
+    "bridge": 0.01,  # inconsistent with fresh draws below: p-value of the bridge check
+    "bridge_difference": 0.05,  # unreliable above: its difference, significantly
 }
 """Gates of the verdict. Override any of them with ``thresholds=``."""
 
 INCONSISTENT = "inconsistent_log_probs"
 """Code of the finding that makes bounded intervals void."""
 
+BRIDGE = "bridge"
+"""Code of the finding that fresh draws contradict the log-probs; it voids bounded intervals too."""
+
 RARE_REWARD = "rare_reward"
 """Code of the finding that makes intervals from a standard error too narrow."""
+
+# Differences that two correct computations of one log-prob make: in the mean of a share, and in nats.
+_ROUNDING = 1e-3
+_ROUNDING_NATS = 0.02
 
 
 def merge_thresholds(given: Mapping[str, float] | None) -> dict[str, float]:
@@ -64,6 +86,7 @@ def judge(
     inverted: bool,
     calibrated: bool,
     constant_reward: bool = False,
+    found: Sequence[Finding] = (),
 ) -> Verdict:
     """Judge one policy from its summary.
 
@@ -79,6 +102,8 @@ def judge(
         Whether an A/A column has calibrated the weights.
     constant_reward
         Whether the bounds of the reward coincide, so that there is no rare side of it.
+    found
+        What was found elsewhere.
     """
     d = summary["diagnostics"]
     findings = [
@@ -86,6 +111,7 @@ def judge(
         *_consistency(d, gates, inverted=inverted, calibrated=calibrated),
         *_cautions(summary, d, gates),
         *([] if constant_reward else _rare_reward(d, gates)),
+        *found,
     ]
     gravity = ("unreliable", "caution", "info")
     findings.sort(key=lambda f: gravity.index(f.severity))
@@ -95,6 +121,11 @@ def judge(
     return Verdict(level, tuple(findings))
 
 
+def voids_bounds(verdict: Verdict) -> bool:
+    """Tell whether intervals from bounds are void: the log-probs do not fit each other, or fresh draws."""
+    return any(f.code in (INCONSISTENT, BRIDGE) for f in verdict.findings)
+
+
 def headline_method(verdict: Verdict, gates: Mapping[str, float]) -> str:
     """Name the kind of interval of U and V that the verdict leaves standing.
 
@@ -102,9 +133,9 @@ def headline_method(verdict: Verdict, gates: Mapping[str, float]) -> str:
     rare side of the reward even that one is too narrow, as its ends are normal limits, and the certified one is left.
     The self-normalized answer stays consistent under noisy log-probs; intervals from bounds do not.
     """
-    codes = {f.code: f for f in verdict.findings}
-    if INCONSISTENT in codes:
+    if voids_bounds(verdict):
         return "delta"
+    codes = {f.code: f for f in verdict.findings}
     rare = codes.get(RARE_REWARD)
     if rare is not None and rare.value is not None and rare.value < gates["reward_ess_few"]:
         return "certified"
@@ -169,6 +200,51 @@ def _consistency(
     )
     message = f"inconsistent log-probs: {'; '.join(reasons)}: {remedy}"
     return [Finding(INCONSISTENT, "caution", message, math.exp(min(log_e, 700.0)), gates["e_value"])]
+
+
+def bridge_findings(check: BridgeCheck, gates: Mapping[str, float]) -> list[Finding]:
+    """Judge a bridge check.
+
+    Fresh draws that contradict the log-probs are a caution, and void intervals from bounds. If the difference is
+    significantly larger than its gate, the policy is unreliable: at least that share of its probability is misplaced.
+    """
+    reasons = []
+    size = abs(check.difference)
+    if check.p_value < gates["bridge"] and size > _ROUNDING:
+        offset = "" if check.offset is None else f", as if all log-weights were {check.offset:+.2g} nats off"
+        reasons.append(
+            f"the mean of w/(1+w) is {check.logged:.3f} in the log, that of 1/(1+w) {check.fresh:.3f} in fresh draws; "
+            f"they should be equal (p {check.p_value:.1g}{offset})"
+        )
+    divergence, excess = check.fresh_log_weight, check.sampler_excess
+    if _beyond(divergence, -1.0, gates):
+        reasons.append(
+            f"the mean log-weight of the fresh draws {divergence.value:+.3g} is below 0, which draws of the policy "
+            "cannot have: swapped columns, or draws of another policy"
+        )
+    if excess is not None and (_beyond(excess, 1.0, gates) or _beyond(excess, -1.0, gates)):
+        reasons.append(
+            f"the fresh draws' log-prob under their sampler is {excess.value:+.3g} nats from that under this policy"
+        )
+    if not reasons:
+        return []
+    message = f"fresh draws contradict the log-probs: {'; '.join(reasons)}"
+    certain = min(abs(check.interval.low), abs(check.interval.high))
+    if (
+        check.p_value < gates["bridge"]
+        and check.interval.low * check.interval.high > 0
+        and (certain > gates["bridge_difference"])
+    ):
+        message += f": at least {certain:.0%} of this policy's probability is in the wrong place"
+        return [Finding(BRIDGE, "unreliable", message, size, gates["bridge_difference"])]
+    return [Finding(BRIDGE, "caution", message, check.p_value, gates["bridge"])]
+
+
+def _beyond(mean: Estimate, sign: float, gates: Mapping[str, float]) -> bool:
+    """Tell whether a mean in nats is significantly above 0, or below if the sign is negative."""
+    if mean.value is None or mean.standard_error is None:
+        return False
+    return sign * mean.value > max(gates["mean_log_weight_z"] * mean.standard_error, _ROUNDING_NATS)
 
 
 def _power(log_value: float) -> str:

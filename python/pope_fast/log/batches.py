@@ -266,8 +266,6 @@ def make_plan(
         if found is None:
             raise missing_column(f"target_logprob/{policy}", names)
         targets[policy] = found
-    if not targets:
-        raise missing_column("target_logprob", names)
     if "reward" not in columns:
         raise missing_column("reward", names)
     unit_name, unit_role = unit_column(columns, names, unit)

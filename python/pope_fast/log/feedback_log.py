@@ -190,7 +190,7 @@ class FeedbackLog:
         batch_rows : int
             Most rows per batch.
         policies : sequence of str, optional
-            Some of the log's policies; all by default.
+            Some of the log's policies, or none: all by default, of which there must be one.
         aa_policy : str, optional
             A column, or a policy of the log, with the behavior policy's log-probs scored a second time;
             comes as ``aa_logprob``.
@@ -216,6 +216,8 @@ class FeedbackLog:
             if name not in self.policies:
                 raise missing_column(f"target_logprob/{name}", self.schema.names)
         chosen = self.policies if policies is None else tuple(policies)
+        if policies is None and not chosen:
+            raise missing_column("target_logprob", self.schema.names)
         plan = make_plan(self.schema, self.columns, chosen, roles, unit=unit, aa_policy=aa_policy)
         if self.faults:
             raise self.faults[0].to_error()

@@ -50,6 +50,8 @@ def _rows(policy: PolicyValue) -> Iterator[dict[str, object]]:
     for name, estimate in policy.utility_estimators.items():
         if name != policy.utility.name:
             yield _row(policy, "utility", estimate, headline=False, estimator=name)
+    if policy.bridge is not None and policy.bridge.on_policy is not None:
+        yield _row(policy, "utility", policy.bridge.on_policy, headline=False)
     if policy.diversity is not None:
         yield _row(policy, "diversity", policy.diversity)
     if policy.diversity_detail is not None:

@@ -159,7 +159,8 @@ def _truth_cell(known: float | None, estimate: Estimate, level: str) -> str:
 def _verdict(policy: PolicyValue, shared: Sequence[str]) -> str:
     reasons = "".join(f"<li>{escape(reason)}</li>" for reason in policy.verdict.reasons)
     steps = "".join(f"<li>{escape(step)}</li>" for step in words.next_steps(policy))
-    notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in policy.notes if note not in shared)
+    said = (*words.bridge_lines(policy), *(note for note in policy.notes if note not in shared))
+    notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in said)
     return (
         f'<div class="verdict"><p><strong>{escape(words.verdict_sentence(policy))}</strong></p>'
         + (f"<ul>{reasons}</ul>" if reasons else "")
@@ -254,6 +255,17 @@ def _diagnostics(policy: PolicyValue) -> list[tuple[str, str]]:
             ("A/A: sd of log-prob noise, nats", words.figure(d.aa.sd_log_noise)),
             ("A/A: rows that agree exactly", words.percent(d.aa.share_exact)),
         ]
+    if policy.bridge is not None:
+        b = policy.bridge
+        facts += [
+            ("bridge check: mean w/(1+w), log", words.figure(b.logged)),
+            ("... mean 1/(1+w), fresh draws", words.figure(b.fresh)),
+            ("... p-value", words.figure(b.p_value)),
+            ("... fresh draws", f"{b.n_fresh:,}"),
+            ("... mean log-weight of these, nats", words.figure(b.fresh_log_weight.value)),
+        ]
+        if b.sampler_excess is not None:
+            facts.append(("... sampler less scorer, nats", words.figure(b.sampler_excess.value)))
     return facts
 
 

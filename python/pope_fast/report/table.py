@@ -187,6 +187,7 @@ def _explanation(policy: PolicyValue, marks: Mapping[str, str], shared: Sequence
     heading.append(words.verdict_sentence(policy), style=f"not bold {style}")
     lines: list[RenderableType] = [heading]
     lines += [_bullet("-", reason) for reason in policy.verdict.reasons]
+    lines += [_bullet("-", line, "dim") for line in words.bridge_lines(policy)]
     lines += [_bullet("-", note, "dim") for note in policy.notes if note not in shared]
     lines += [_bullet("next:", step, "bold") for step in words.next_steps(policy)]
     return Padding(Group(*lines), (0, 0, 1, 0)) if len(lines) > 1 else Group(*lines)

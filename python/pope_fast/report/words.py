@@ -185,6 +185,31 @@ def _value_formula(evaluation: Evaluation) -> str:
     return "V = U + D" if weight == 1 else f"V = U + {weight:g} D"
 
 
+def bridge_lines(policy: PolicyValue) -> tuple[str, ...]:
+    """Say how the check against fresh draws came out, and what the draws earned."""
+    check = policy.bridge
+    if check is None:
+        return ()
+    failed = any(finding.code == "bridge" for finding in policy.verdict.findings)
+    decimals = max(2, min(6, 1 - math.floor(math.log10(check.interval.width)))) if check.interval.width > 0 else 3
+    text = (
+        f"bridge check {'failed' if failed else 'passed'}: {check.n_fresh:,} fresh draws on {check.n_units_fresh:,} "
+        f"prompts{'' if check.paired else ' (not those of the log)'}, difference {figure(check.difference, decimals)} "
+        f"{span(check.interval, decimals)}, p {check.p_value:.2g}"
+    )
+    if check.detectable_offset is not None and not failed:
+        text += f"; all log-weights off by {check.detectable_offset:.2g} nats would most likely have been noticed"
+    lines = [text]
+    if check.n_unmatched:
+        lines.append(
+            f"{check.n_unmatched:,} prompts of the fresh draws are not in the log, and were left out of the check"
+        )
+    if check.on_policy is not None:
+        earned = check.on_policy
+        lines.append(f"the fresh draws themselves earned {point(earned)} {interval_or_reason(earned, 'reliable')}")
+    return tuple(lines)
+
+
 NEARER = "Log rewards for responses of a policy nearer to this one, or of this one itself."
 
 STEPS: Mapping[str, str] = {
@@ -197,6 +222,11 @@ STEPS: Mapping[str, str] = {
         "Score the behavior policy a second time, with the engine that scored this one, and pass that column "
         "as --aa-policy (in Python aa_policy=)."
     ),
+    "bridge": (
+        "Compare chat template, tokenizer, temperature, truncation and end-of-sequence token of the sampler with those "
+        "of the scorer; score log and fresh draws with one engine."
+    ),
+    "different_tokens": "Score both policies on the same tokens: stored ones, or those of one tokenizer and template.",
     "dominant_unit": "Look at the heaviest unit of the log: one wrong log-probability decides there.",
     "missing_mass": "Read the interval as wide as it is: what the log never shows, no estimator can know.",
     "length_drift": "Compare response lengths: length alone can change sequence weights a great deal.",
