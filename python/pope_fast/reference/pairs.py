@@ -118,13 +118,14 @@ def vendi(moments: PairMoments) -> PointEstimate:
 
 def rao_control(moments: PairMoments) -> float:
     """Rao's entropy in control form, ``1 - mean Q_1 / (mean A)^2``: with one-hot vectors, Gini-Simpson as shown."""
-    return float(min(max(1.0 - np.mean(moments.q1) / np.mean(moments.a) ** 2, 0.0), 1.0))
+    distance = 1.0 - float(np.mean(moments.q1) / np.mean(moments.a) ** 2)
+    return min(max(distance, 0.0), 1.0)
 
 
 def vendi_control(moments: PairMoments) -> float:
     """Vendi score of order 2 in control form, ``(mean A)^2 / mean Q_2``."""
-    score = np.mean(moments.a) ** 2 / np.mean(moments.q2)
-    return float(min(max(score, 1.0), float(moments.width)))
+    score = float(np.mean(moments.a) ** 2 / np.mean(moments.q2))
+    return min(max(score, 1.0), float(moments.width))
 
 
 def bound_variables(moments: PairMoments) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
