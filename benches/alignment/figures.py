@@ -53,7 +53,12 @@ def frontier(found: dict[str, Any], report: Path) -> str:
             axis.plot(*zip(*path, strict=True), color=BLUE, lw=1.2)
         axis.set_xlabel(label)
         axis.set_ylabel("utility: share of upvotes")
-    for label, color in (("POPE", BLUE), ("scalar feedback", GRAY), ("made for diversity", ORANGE), ("logger", "black")):
+    for label, color in (
+        ("POPE", BLUE),
+        ("scalar feedback", GRAY),
+        ("made for diversity", ORANGE),
+        ("logger", "black"),
+    ):
         axes[0].plot([], [], "o", color=color, label=label)
     axes[0].legend(frameon=False, loc="lower left")
     figure.suptitle(f"Exact values on unseen questions, mean over {found['seeds']} worlds and 95 % intervals")

@@ -112,7 +112,14 @@ def evaluation(found: dict[str, Any]) -> str:
     parts = ["## Evaluation: eight policies from one logger's logs"]
     truth = found["truth"]
     rows = [
-        [name, number(t["utility"]), number(t["entropy"], 2), number(t["H_3"], 2), number(t["value"]), number(t["kl"], 2)]
+        [
+            name,
+            number(t["utility"]),
+            number(t["entropy"], 2),
+            number(t["H_3"], 2),
+            number(t["value"]),
+            number(t["kl"], 2),
+        ]
         for name, t in truth.items()
     ]
     parts.append(table(["truth", "U", "entropy", "H_3", f"V = U + {ABLATED:g} H_3", "KL from the logger"], rows))
@@ -193,14 +200,16 @@ def alignment(found: dict[str, Any]) -> str:
             f"{spread(d[d['diversity']], sign=True)}"
             for d in dominated
         ]
-        parts.append("Baselines that are better in utility and in diversity, in the mean over worlds:\n" + "\n".join(lines))
+        parts.append(
+            "Baselines that are better in utility and in diversity, in the mean over worlds:\n" + "\n".join(lines)
+        )
     else:
         parts.append("No baseline is better in utility and in diversity than POPE at any of its lambdas.")
     best = found["against_best_scalar"]
     if best:
         parts.append(
-            f"At lambda = 0, utility of POPE less that of the best scalar baseline ({best['baseline']}), paired by world: "
-            f"{spread(best['difference'], sign=True)}."
+            f"At lambda = 0, utility of POPE less that of the best scalar baseline ({best['baseline']}), paired by "
+            f"world: {spread(best['difference'], sign=True)}."
         )
     fresh = found["fresh"]
     parts.append(
@@ -238,10 +247,13 @@ def ablation(found: dict[str, Any]) -> str:
     rows = [
         [name, ABLATIONS[name], *(spread(v["difference"][key], sign=True) for key in keys)] for name, v in found.items()
     ]
+    names = ["utility", "entropy", "coverage@4", "value V", "worst group", "unclear"]
     return "\n\n".join(
         [
             f"## Ablation: difference from POPE at lambda = {ABLATED:g}, paired by world",
-            table(["variant", "what it is", "utility", "entropy", "coverage@4", "value V", "worst group", "unclear"], rows),
+            table(
+                ["variant", "what it is", "utility", "entropy", "coverage@4", "value V", "worst group", "unclear"], rows
+            ),
         ]
     )
 

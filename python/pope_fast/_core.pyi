@@ -25,6 +25,8 @@ __all__ = [
 _Floats = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 _Ints = npt.NDArray[np.int32] | npt.NDArray[np.int64]
 _F64 = npt.NDArray[np.float64]
+# Shape (rows, width).
+_Vectors = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 def hash_strings(offsets: _Ints, data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]: ...
 def hash_lists(offsets: _Ints, values: _Ints) -> npt.NDArray[np.uint64]: ...
@@ -94,6 +96,7 @@ class State:
         has_group: bool = False,
         has_tokens: bool = False,
         has_baseline: bool = False,
+        has_embedding: bool = False,
         cluster_scope: str = "log",
         tail_capacity: int = 32768,
     ) -> State: ...
@@ -110,6 +113,7 @@ class State:
         num_tokens: _F64 | None = None,
         baseline: _F64 | None = None,
         baseline_means: list[_F64] | None = None,
+        embedding: _Vectors | None = None,
         first_row: int = 0,
         threads: int | None = None,
     ) -> None: ...
@@ -123,7 +127,7 @@ class State:
 
 @final
 class Snapshot:
-    # Options: level, diversity_weight, diversity_order, repeated_share, order_share, kappa, tau.
+    # Options: level, diversity_weight, diversity, diversity_order, repeated_share, order_share, kappa, tau.
     def summary(self, policy: str, **options: Any) -> dict[str, Any]: ...
     def differences(self, policies: list[str], **options: Any) -> list[dict[str, Any]]: ...
     def behavior(self, *, level: float = 0.95) -> dict[str, Any]: ...

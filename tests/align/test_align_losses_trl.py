@@ -1,8 +1,9 @@
-"""The same numbers in, the same loss out as TRL's own trainers: their loss methods, called on a stand-in for the rest."""
+"""The same numbers in, the same loss out as TRL's own trainers: their loss methods, on a stand-in for the rest."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from pope_fast.align.losses import (
     LossInputs,
     Objective,
     Weighting,
+    advantages,
     cispo_loss,
     dpo_loss,
     gspo_loss,
@@ -21,7 +23,9 @@ from pope_fast.align.losses import (
     make_pairs,
     offline_pg_loss,
     pope_loss,
+    preference_rows,
 )
+from tiny_models import tiny_model, tiny_tokenizer
 
 trl = pytest.importorskip("trl")
 pytestmark = pytest.mark.slow
@@ -245,8 +249,6 @@ def test_weighted_k3_is_the_divergence_that_trl_weighs_token_by_token(batch: Los
 
 def test_advantages_of_grpo_and_rloo(batch: LossInputs) -> None:
     """The formulas of TRL's trainers: group standard deviation plus 1e-4, and the mean of the others."""
-    from pope_fast.align.losses import advantages
-
     grouped = batch.reward.view(PROMPTS, DRAWS)
     expected = (grouped - grouped.mean(dim=1, keepdim=True)) / (grouped.std(dim=1, keepdim=True) + 1e-4)
     assert torch.allclose(advantages(batch, "group").float(), expected.flatten(), atol=1e-5)
@@ -256,3 +258,44 @@ def test_advantages_of_grpo_and_rloo(batch: LossInputs) -> None:
     assert float(loss.detach()) == pytest.approx(
         float(-((grouped - others).flatten() * batch.logprob.detach()).mean()), rel=1e-5
     )
+
+
+def test_pairs_of_a_log_go_through_trls_trainer(batch: LossInputs, tmp_path: Path) -> None:
+    """A real trainer, tokenizer and model: its loss on our rows is ours on its log-probabilities."""
+    datasets = pytest.importorskip("datasets")
+    words = ["park", "trees", "pond", "city", "money", "people", "birds", "land"]
+    prompts = [f"what about the {words[int(p)]}?" for p in batch.prompt]
+    completions = [f"{words[i % 8]} and the {words[i // 2]}." for i in range(len(batch))]
+    rows = preference_rows(batch, make_pairs(batch), prompts, completions)
+    arguments = trl.DPOConfig(
+        output_dir=str(tmp_path), per_device_train_batch_size=PROMPTS, beta=0.4, use_cpu=True, bf16=False, report_to=[]
+    )
+    trainer = trl.DPOTrainer(
+        model=tiny_model(seed=0),
+        ref_model=tiny_model(seed=1),
+        args=arguments,
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=tiny_tokenizer(chat=False),
+    )
+    inputs = next(iter(trainer.get_train_dataloader()))
+    with torch.no_grad():
+        theirs = float(trainer.compute_loss(trainer.model, inputs))
+        sums = [
+            model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+            .logits[:, :-1]
+            .log_softmax(dim=-1)
+            .gather(2, inputs["input_ids"][:, 1:, None])[..., 0]
+            .mul(inputs["completion_mask"][:, 1:])
+            .sum(dim=1)
+            for model in (tiny_model(seed=0), tiny_model(seed=1))
+        ]
+    # Chosen responses first, then the rejected: put those of a prompt together.
+    order = torch.arange(2 * PROMPTS).view(2, PROMPTS).T.flatten()
+    logged = LossInputs(
+        logprob=sums[0][order],
+        behavior_logprob=sums[1][order],
+        reward=torch.tensor([1.0, 0.0] * PROMPTS),
+        prompt=torch.arange(PROMPTS).repeat_interleave(2),
+    )
+    assert float(dpo_loss(logged, beta=0.4)[0]) == pytest.approx(theirs, rel=1e-4)
+    assert theirs != pytest.approx(0.6931, abs=1e-2)

@@ -31,6 +31,7 @@ class Log:
     tokens: Array | None = None
     baseline: Array | None = None
     baseline_mean: Array | None = None
+    embedding: Array | None = None
     reward_range: tuple[float, float] = RANGE
     cluster_scope: str = "log"
 
@@ -61,6 +62,7 @@ class Log:
             has_group=self.group is not None,
             has_tokens=self.tokens is not None,
             has_baseline=self.baseline is not None,
+            has_embedding=self.embedding is not None,
             cluster_scope=self.cluster_scope,
             tail_capacity=tail_capacity,
         )
@@ -77,6 +79,7 @@ class Log:
             num_tokens=self.tokens,
             baseline=self.baseline,
             baseline_means=None if self.baseline_mean is None else [self.baseline_mean],
+            embedding=self.embedding,
             first_row=first_row,
             threads=threads,
         )
@@ -153,6 +156,21 @@ def impossible(log: Log, seed: int, share: float = 0.15) -> Log:
     return log.but(target=np.where(never, -np.inf, log.target))
 
 
+def embedded(log: Log, seed: int, width: int = 6, noise: float = 0.5) -> Log:
+    """The same with embeddings: a direction for each cluster, one that all share, and noise."""
+    rng = np.random.default_rng(seed)
+    labels, code = np.unique(log.cluster, return_inverse=True)
+    centers = rng.normal(size=(len(labels), width)) + 0.7
+    scale = rng.exponential(size=(len(log), 1)) + 0.1
+    return log.but(embedding=scale * (centers[code] + noise * rng.normal(size=(len(log), width))))
+
+
+def one_hot(log: Log) -> Log:
+    """The same with clusters as embeddings."""
+    labels, code = np.unique(log.cluster, return_inverse=True)
+    return log.but(embedding=np.eye(len(labels), dtype=np.float32)[code])
+
+
 def _clusters(log: Log, labels: Array) -> Log:
     return log.but(cluster=labels)
 
@@ -189,4 +207,15 @@ def logs() -> dict[str, Log]:
         "clusters of a prompt": make(20, ragged(20, 100, 9)).but(cluster_scope="prompt"),
         "nearly the logger": make(21, ragged(21, 100, 6), spread=0.01, pull=0.0).but(reward_range=(-2.0, 5.0)),
         "two units": make(22, np.array([9, 7])),
+        "embeddings": embedded(make(23, np.full(100, 8)), 23),
+        "embeddings alone": embedded(make(24, ragged(24, 110, 7)), 24, width=40).but(cluster=None),
+        "embeddings, counts": embedded(make(25, ragged(25, 90, 4), largest_count=4), 25).but(cluster=None),
+        "embeddings, one response": embedded(make(26, np.full(200, 1)), 26),
+        "embeddings, a prompt's clusters": embedded(
+            make(27, np.where(np.arange(150) % 9 == 0, 5, 1)).but(cluster_scope="prompt"), 27
+        ),
+        "embeddings, heavy tail": embedded(make(28, np.full(120, 6), spread=2.5), 28).but(cluster=None),
+        "embeddings, impossible": embedded(impossible(make(29, ragged(29, 110, 8)), 29), 29).but(cluster=None),
+        "embeddings, shift": embedded(make(30, ragged(30, 80, 5), shift=-1500.0), 30).but(cluster=None),
+        "one-hot": one_hot(make(31, ragged(31, 110, 9))),
     }

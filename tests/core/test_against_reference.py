@@ -25,6 +25,7 @@ SECTIONS = (
     "value",
     "diversity",
     "prompt",
+    "pairs",
     "marginal",
     "variance",
     "groups",

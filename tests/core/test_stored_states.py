@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from core_logs import Log, make
+from core_logs import Log, embedded, make
 
 from pope_fast import _core
 from pope_fast.errors import PopeError, StateError
@@ -18,9 +18,10 @@ N, K = 60, 5
 ROWS = N * K
 
 
-@pytest.fixture
-def log() -> Log:
-    return make(0, np.full(N, K)).but(count=np.ones(ROWS), reward_range=(-1.0, 3.0))
+@pytest.fixture(params=["clusters", "embeddings"])
+def log(request: pytest.FixtureRequest) -> Log:
+    log = make(0, np.full(N, K)).but(count=np.ones(ROWS), reward_range=(-1.0, 3.0))
+    return log if request.param == "clusters" else embedded(log, 0).but(cluster=None)
 
 
 DIFFERENT: list[dict[str, Any]] = [
@@ -32,6 +33,7 @@ DIFFERENT: list[dict[str, Any]] = [
     {"has_group": True},
     {"has_tokens": True},
     {"has_baseline": True},
+    {"has_embedding": True},
     {"cluster_scope": "prompt"},
     {"tail_capacity": 64},
 ]

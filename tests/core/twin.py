@@ -12,11 +12,10 @@ from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
-from twin_diversity import WithinPrompts
+from twin_pairs import WithPairs
 from twin_units import Array, Record, around, ends, log_smoothing, named, quantile, scaled, student, within
 
 from pope_fast.reference import diagnostics as dg
-from pope_fast.reference import diversity as dv
 from pope_fast.reference import intervals as iv
 from pope_fast.reference import marginal as mg
 from pope_fast.reference import tails, utility, welfare
@@ -25,7 +24,7 @@ from pope_fast.reference.units import counts_or_ones, unit_means
 from pope_fast.reference.value import spread, variance_decomposition
 
 
-class Twin(WithinPrompts):
+class Twin(WithPairs):
     """Everything about one policy of a log."""
 
     # Utility.
@@ -135,15 +134,20 @@ class Twin(WithinPrompts):
     def d_statistic(self) -> Callable[[Array], float]:
         """Headline diversity as a statistic of the units kept (over the log: plug-in)."""
         level, order = self.where
+        if self.pair_headline is not None:
+            assert self.pair_cut is not None
+            with_pairs, of_pairs = self.pair_cut.used, self.pair_statistic(self.pair_headline)
+            return lambda kept: of_pairs(kept[with_pairs])
         if level == "marginal":
             _, table = self.table
             return lambda kept: mg.entropy(mg.shares(table[kept]))
         used, _ = self.moments
-        weights = np.array([1.0 / v for v in range(1, order + 1)])
+        offset, zeta = self.measures(order)[self.headline(order)]
+        weights = np.array(zeta)
 
         def statistic(kept: Array) -> float:
-            value = float(weights @ self.zeta("control", kept[used]))
-            return min(max(value, 0.0), float(weights.sum()))
+            value = offset + float(weights @ self.zeta("control", kept[used])[: len(weights)])
+            return min(max(value, offset), offset + float(weights.sum()))
 
         return statistic
 
@@ -155,17 +159,21 @@ class Twin(WithinPrompts):
     def variance(self) -> Record | None:
         level, order = self.where
         weight = self.diversity_weight
-        if level is None:
+        if level is None and self.pair_headline is None:
             return None
-        if level == "prompt":
-            family = self.family(self.cut, "control", order)
-            h = dv.harmonic_entropy(family, order)
+        if level == "prompt" or self.pair_headline is not None:
+            if self.pair_headline is not None:
+                assert self.pair_cut is not None
+                h, with_draws = self.pair_point(self.pair_headline), self.pair_cut.used
+            else:
+                family = self.family(self.cut, "control", order)
+                h, with_draws = self.measure_of(family, self.headline(order)), family.used
             u = PointEstimate(self.sn_tips_point.value, self.span * self.sn_tips_point.influence)
-            d = PointEstimate(h.value, spread(h.influence, family.used))
-            used = np.count_nonzero(family.used)
+            d = PointEstimate(h.value, spread(h.influence, with_draws))
+            used = np.count_nonzero(with_draws)
             norm = math.sqrt((self.n - 1) * self.n * (used - 1) * used)
-            covariance = float(np.sum(u.influence[family.used] * h.influence)) / norm
-            if family.used.all():
+            covariance = float(np.sum(u.influence[with_draws] * h.influence)) / norm
+            if with_draws.all():
                 parts = variance_decomposition(u, d, 1.0)
                 assert math.isclose(parts.covariance, 2 * covariance, rel_tol=1e-9, abs_tol=1e-15)
             var_u, var_d = u.standard_error**2, h.standard_error**2
@@ -199,17 +207,20 @@ class Twin(WithinPrompts):
         if variance is None:
             record = named("value", value, None, [])
         else:
-            df = len(np.unique(self.bucket)) - 1 if where == "marginal" else self.n - 1
+            over_log = where == "marginal" and self.pair_headline is None
+            df = len(np.unique(self.bucket)) - 1 if over_log else self.n - 1
             error = math.sqrt(variance["total"])
             record = student("value", value, error, variance["method"], level, df)
             share = self.truncated_share
             half = quantile(level, df) * error * (1.0 - share)
             point = (u["value"] - self.low) / self.span
             low, high = within((point * (1.0 - share), point * (1.0 - share) + share), 0.0, 1.0)
-            if where == "prompt":
-                zeta = [1.0 / v for v in range(1, order + 1)]
+            if self.pair_headline is not None:
+                tail = self.pair_tail(self.pair_headline, 0.0, share)
+            elif where == "prompt":
+                offset, zeta = self.measures(order)[self.headline(order)]
                 every = np.ones(np.count_nonzero(self.sizes >= order + 1), dtype=np.bool_)
-                tail = self.measure_tail(0.0, zeta, self.zeta("control", every), 0.0, share)
+                tail = self.measure_tail(offset, zeta, self.zeta("control", every), 0.0, share)
             else:
                 tail = self.marginal_tail(d["value"], 0.0)
             sums = [self.low + self.span * end + weight * t for end, t in zip((low, high), tail, strict=True)]
@@ -219,9 +230,13 @@ class Twin(WithinPrompts):
             ("robust", self.robust_utility(strict), False),
             ("certified", self.certified_utility(strict), True),
         ):
-            if where == "prompt":
-                zeta = [1.0 / v for v in range(1, order + 1)]
-                d_part: Interval | None = self.measure_bounds(0.0, zeta, order, strict, certified=certified)
+            d_part: Interval | None
+            if self.pair_headline is not None:
+                d_part = self.pair_bounds(self.pair_headline, strict, certified=certified)
+            elif where == "prompt":
+                offset, zeta = self.measures(order)[self.headline(order)]
+                bounded = self.headline(order).startswith("H_") or len(zeta) == 1
+                d_part = self.measure_bounds(offset, zeta, order, strict, certified=certified) if bounded else None
             else:
                 d_part = self.mass_bounds(strict, certified=certified)
             if d_part is not None:
@@ -352,10 +367,13 @@ class Twin(WithinPrompts):
         u = next(record for record in utilities if record["name"] == "sn_tips")
         where, order = self.where
         marginal = self.over_log() if self.rows["cluster"] is not None and self.log.cluster_scope == "log" else None
-        prompt = self.prompt(order) if where == "prompt" else None
+        prompt = self.prompt(self.by_rule[1]) if self.by_rule[0] == "prompt" else None
+        pairs = self.pairs()
         d = None
-        if prompt is not None:
-            d = next(record for record in prompt["control"] if record["name"] == f"H_{order}")
+        if self.pair_headline is not None and pairs is not None:
+            d = next(record for record in pairs["measures"] if record["name"] == self.pair_headline)
+        elif where == "prompt" and prompt is not None:
+            d = next(record for record in prompt["control"] if record["name"] == self.headline(order))
         elif where == "marginal" and marginal is not None:
             d = marginal["entropy"]
         variance = self.variance()
@@ -364,9 +382,10 @@ class Twin(WithinPrompts):
             "policy": "p",
             "utility": utilities,
             "value": self.value(u, d, variance),
-            "diversity_level": where,
+            "diversity_level": where if self.pair_headline is None else "prompt",
             "diversity": d,
             "prompt": prompt,
+            "pairs": pairs,
             "marginal": marginal,
             "variance": variance,
             "groups": groups,

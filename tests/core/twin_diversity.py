@@ -147,8 +147,8 @@ class WithinPrompts(OverLog):
     """The zeta family."""
 
     @cached_property
-    def where(self) -> tuple[str | None, int]:
-        """Level of the headline diversity and its order."""
+    def by_rule(self) -> tuple[str | None, int]:
+        """Level of the headline diversity from clusters, and its order, if nothing is asked for."""
         if self.rows["cluster"] is None:
             return None, 0
         marginal = self.log.cluster_scope == "log"
@@ -161,6 +161,15 @@ class WithinPrompts(OverLog):
                     return "prompt", order
             return "prompt", 1
         return ("marginal", 0) if marginal else (None, 0)
+
+    @cached_property
+    def where(self) -> tuple[str | None, int]:
+        """Level of the headline diversity from clusters, and its order."""
+        return ("marginal", 0) if self.diversity == "entropy" else self.by_rule
+
+    def headline(self, order: int) -> str:
+        """The measure that is the headline within prompts."""
+        return f"H_{order}" if self.diversity in ("auto", "h_m") else self.diversity
 
     @staticmethod
     def measures(order: int) -> dict[str, tuple[float, list[float]]]:
@@ -176,7 +185,7 @@ class WithinPrompts(OverLog):
     @cached_property
     def moments(self) -> tuple[Array, dict[str, Array]]:
         """Per unit with enough draws: A, and what both forms of the zeta family are made of; truncated."""
-        order = self.where[1]
+        order = self.by_rule[1]
         used = self.sizes >= order + 1
         draws = dv._draws_by_unit(self.cut, self.rows["cluster"], self.unit, self.count)
         kept = [d for d, keep in zip(draws, used, strict=True) if keep]
@@ -256,7 +265,7 @@ class WithinPrompts(OverLog):
     @cached_property
     def _bound_variables(self) -> dict[bool, tuple[Array, Array]]:
         """X_M and Y_M of every unit with enough draws, for M up to the order; truncated at sqrt n or not."""
-        order = self.where[1]
+        order = self.by_rule[1]
         found = {}
         for certified in (False, True):
             logw = self.logw if certified else self.robust_cut

@@ -91,6 +91,7 @@ class Cuts:
     log: Log
     level: float = 0.95
     diversity_weight: float = 1.0
+    diversity: str = "auto"
     diversity_order: int = 3
     kappa: float = 1.0
     tau: float | None = None
@@ -108,6 +109,7 @@ class Cuts:
             "cluster": log.cluster,
             "group": log.group,
             "tokens": log.tokens,
+            "embedding": log.embedding,
             "baseline": None if log.baseline is None else utility.rescale(log.baseline, low, high),
             "baseline_mean": None if log.baseline_mean is None else utility.rescale(log.baseline_mean, low, high),
         }

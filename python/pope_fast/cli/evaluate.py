@@ -49,6 +49,9 @@ def evaluate(
     log: LogArgument,
     policy: PolicyOption = None,
     column: ColumnOption = None,
+    diversity: Annotated[
+        str, typer.Option(metavar="NAME", help="What D is: auto, h_m, gini, coverage@M, entropy, rao or vendi.")
+    ] = "auto",
     diversity_weight: Annotated[
         float, typer.Option(metavar="F", help="lambda in V = U + lambda D, reward units per unit of D.")
     ] = 1.0,
@@ -113,6 +116,7 @@ def evaluate(
                 unit=unit,
                 progress=False if quiet else None,
             ),
+            diversity=diversity,
             diversity_weight=diversity_weight,
             diversity_order=diversity_order,
             estimator=estimator,

@@ -13,11 +13,12 @@ from pope_fast.evaluate.results import (
     PolicyValue,
     VarianceParts,
 )
-from pope_fast.evaluate.run import ESTIMATORS, evaluate
+from pope_fast.evaluate.run import DIVERSITIES, ESTIMATORS, evaluate
 from pope_fast.evaluate.verdict import DEFAULT_THRESHOLDS
 
 __all__ = [
     "DEFAULT_THRESHOLDS",
+    "DIVERSITIES",
     "ESTIMATORS",
     "AACalibration",
     "BridgeCheck",

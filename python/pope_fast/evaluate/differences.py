@@ -68,11 +68,14 @@ def make_difference(record: Mapping[str, Any], level: float, a: Side, b: Side) -
         made = make_estimate({**part, "intervals": intervals}, level, unit=unit, headline=headline, note=note)
         return replace(made, note=TOO_RARE) if bounded and not bad and made.interval is None else made
 
+    d = a.policy.diversity
     return Difference(
         a=record["a"],
         b=record["b"],
         utility=estimate("utility", "reward units", of_reward=True),
-        diversity=None if record["diversity"] is None else estimate("diversity", "nats", of_reward=False),
+        diversity=None
+        if record["diversity"] is None
+        else estimate("diversity", "nats" if d is None else d.unit, of_reward=False),
         value=estimate("value", "reward units", of_reward=True),
         note=note,
     )

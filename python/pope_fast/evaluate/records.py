@@ -117,6 +117,7 @@ def make_policy_value(
     labels: Labels,
     calibration: AACalibration | None,
     bounds: RewardRange,
+    asked: str = "auto",
     bridge: BridgeCheck | None = None,
     found: Sequence[Finding] = (),
 ) -> PolicyValue:
@@ -146,8 +147,9 @@ def make_policy_value(
     chosen = utilities.get(estimator)
     if chosen is None:
         chosen = Estimate(estimator, None, note=_why_missing(estimator))
-    detail = _diversity(summary, level, choice.of_clusters, labels["cluster"])
-    diversity = None if summary["diversity"] is None else choice.of_clusters(summary["diversity"], unit="nats")
+    detail = _diversity(summary, level, choice.of_clusters, labels["cluster"], asked)
+    d = summary["diversity"]
+    diversity = None if d is None else choice.of_clusters(d, unit=_unit(d["name"]))
     value = estimate(summary["value"], name="value")
     if estimator != "sn_tips":
         value = _value_of(chosen, diversity, diversity_weight, value, level)
@@ -194,7 +196,7 @@ class _Choice:
         return replace(made, interval=None, note=TOO_RARE) if self.void or made.interval is None else made
 
     def of_clusters(self, record: Mapping[str, Any], **more: Any) -> Estimate:
-        """Make an estimate of the clusters, which a rare reward does not touch."""
+        """Make an estimate of clusters or embeddings, which a rare reward does not touch."""
         usual = "delta" if self.void else "robust" if self.no_overlap else "worst_case_tail"
         return self._make(record, usual, **more)
 
@@ -257,18 +259,25 @@ def _label(key: int, labels: Mapping[int, str | int]) -> str | int:
 
 
 def _diversity(
-    summary: Mapping[str, Any], level: float, estimate: Any, labels: Mapping[int, str | int]
+    summary: Mapping[str, Any], level: float, estimate: Any, labels: Mapping[int, str | int], asked: str
 ) -> DiversitySummary | None:
     where = summary["diversity_level"]
-    prompt, marginal = summary["prompt"], summary["marginal"]
+    prompt, pairs, marginal = summary["prompt"], summary["pairs"], summary["marginal"]
     if where is None:
         return None
+    headline = summary["diversity"]["name"]
     measures: dict[str, Estimate] = {}
     if prompt is not None:
         for record in prompt["control"]:
             measures[record["name"]] = estimate(record, unit=_unit(record["name"]))
         for record in prompt["product"]:
             name = f"{record['name']} (product)"
+            measures[name] = estimate(record, name=name, unit=_unit(record["name"]))
+    if pairs is not None:
+        for record in pairs["measures"]:
+            measures[record["name"]] = estimate(record, unit=_unit(record["name"]))
+        for record in pairs["control"]:
+            name = f"{record['name']} (control)"
             measures[name] = estimate(record, name=name, unit=_unit(record["name"]))
     masses = {}
     if marginal is not None:
@@ -280,20 +289,17 @@ def _diversity(
     sandwich = None
     if prompt is not None and prompt["sandwich"] is not None:
         sandwich = _interval(prompt["sandwich"], level, "sandwich")
-    if where == "prompt":
-        rule = (
-            f"within prompts: enough units have two or more draws; M = {prompt['order']} is the largest order "
-            "for which at least 90 % of them have M + 1"
-        )
-    else:
-        rule = "over the whole log: fewer than half of the units have two draws"
+    used, left_out = summary["diagnostics"]["n_units"], 0
+    source = pairs if headline in _FROM_EMBEDDINGS else prompt if where == "prompt" else None
+    if source is not None:
+        used, left_out = source["units_used"], source["units_left_out"]
     return DiversitySummary(
         level=where,
-        measure=summary["diversity"]["name"],
-        rule=rule,
+        measure=headline,
+        rule=_rule(summary, asked),
         order=prompt["order"] if prompt is not None else None,
-        n_units_used=prompt["units_used"] if prompt is not None else summary["diagnostics"]["n_units"],
-        n_units_left_out=prompt["units_left_out"] if prompt is not None else 0,
+        n_units_used=used,
+        n_units_left_out=left_out,
         measures=measures,
         sandwich=sandwich,
         cluster_masses=masses,
@@ -301,10 +307,27 @@ def _diversity(
     )
 
 
+def _rule(summary: Mapping[str, Any], asked: str) -> str:
+    """Say why this level and this measure."""
+    prompt, headline = summary["prompt"], summary["diversity"]["name"]
+    order = ""
+    if prompt is not None:
+        order = f"M = {prompt['order']} is the largest order for which at least 90 % of them have M + 1"
+    if asked != "auto":
+        return f"asked for as {asked!r}" + (f"; {order}" if asked == "h_m" and order else "")
+    if headline in _FROM_EMBEDDINGS:
+        return "from embeddings within prompts: the log has no clusters"
+    if summary["diversity_level"] == "prompt":
+        return f"within prompts: enough units have two or more draws; {order}"
+    return "over the whole log: fewer than half of the units have two draws"
+
+
+_FROM_EMBEDDINGS = ("rao", "vendi")
+_UNITS = {"gini_simpson": "probability", "rao": "cosine distance", "vendi": "effective kinds"}
+
+
 def _unit(measure: str) -> str:
-    if measure.startswith("coverage"):
-        return "clusters"
-    return "probability" if measure == "gini_simpson" else "nats"
+    return "clusters" if measure.startswith("coverage") else _UNITS.get(measure, "nats")
 
 
 def _variance(record: Mapping[str, Any] | None, weight: float) -> VarianceParts | None:
@@ -349,12 +372,16 @@ def _diagnostics(d: Mapping[str, Any], calibration: AACalibration | None) -> Dia
 def _notes(summary: Mapping[str, Any], groups: Mapping[str | int, Estimate]) -> tuple[str, ...]:
     notes = []
     if summary["diversity_level"] is None:
-        notes.append("no clusters in the log: V is U alone")
-    prompt = summary["prompt"]
-    if prompt is not None and prompt["units_left_out"]:
-        notes.append(
-            f"{prompt['units_left_out']:,} units have fewer than {prompt['order'] + 1} draws and are left out of D"
-        )
+        notes.append("no clusters in the log, and no embeddings of several responses to a prompt: V is U alone")
+    headline = None if summary["diversity"] is None else summary["diversity"]["name"]
+    if headline in _FROM_EMBEDDINGS:
+        left_out, draws = summary["pairs"]["units_left_out"], 2
+    elif summary["diversity_level"] == "prompt":
+        left_out, draws = summary["prompt"]["units_left_out"], summary["prompt"]["order"] + 1
+    else:
+        left_out, draws = 0, 0
+    if left_out:
+        notes.append(f"{left_out:,} units have fewer than {draws} draws and are left out of D")
     if groups:
         notes.append("groups and welfare: SN-TIPS per group with a grouped jackknife; every group counts the same")
     return tuple(notes)

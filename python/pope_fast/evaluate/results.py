@@ -89,7 +89,8 @@ class Estimate:
     intervals
         All intervals that were asked for, by method; ``None`` for one that could not be formed.
     unit
-        ``"reward units"``, ``"nats"``, ``"probability"`` or ``"clusters"``.
+        ``"reward units"``, ``"nats"``, ``"probability"``, ``"clusters"``, ``"cosine distance"`` or
+        ``"effective kinds"``.
     note
         What a reader has to know about this number, in a sentence.
     """
@@ -132,15 +133,16 @@ class DiversitySummary:
     level
         ``"prompt"`` (within a prompt, averaged) or ``"marginal"`` (over all prompts together).
     measure
-        The headline measure, a key of ``measures``: ``"H_3"`` or ``"entropy"``.
+        The headline measure, a key of ``measures``: ``"H_3"`` or ``"entropy"``, ``"rao"`` or what was asked for.
     rule
         Why this level and this measure, in a sentence.
     order
-        M of H_M; ``None`` at the marginal level.
+        M of H_M; ``None`` if nothing was estimated from clusters within prompts.
     n_units_used, n_units_left_out
         Units with enough responses, and units without.
     measures
-        All measures by name; the product form of a prompt-level one under ``"<name> (product)"``.
+        All measures by name; the product form of one from clusters within prompts under ``"<name> (product)"``, the
+        control form of one from embeddings under ``"<name> (control)"``.
     sandwich
         Certified bounds on the Shannon entropy within prompts, in nats.
     cluster_masses
@@ -192,13 +194,13 @@ class PolicyValue:
     policy
         Its name.
     value, utility, diversity
-        V, U and D with their headline intervals; D is ``None`` if the log has no clusters.
+        V, U and D with their headline intervals; D is ``None`` if the log has neither clusters nor embeddings.
     diversity_weight
         lambda in V = U + lambda D, in reward units per unit of D.
     utility_estimators
         U by every estimator that the log allows, by name.
     diversity_detail
-        Every diversity measure; ``None`` if the log has no clusters.
+        Every diversity measure; ``None`` if there is no D.
     variance
         The variance of V taken apart; ``None`` if it is not available.
     groups, welfare
@@ -246,7 +248,7 @@ class Difference:
     a, b
         The policies' names.
     utility, diversity, value
-        Differences in U, D and V; D is ``None`` if the log has no clusters.
+        Differences in U, D and V; D is ``None`` if the policies have none.
     note
         What a reader has to know, for instance that one of the two is unreliable.
     """
@@ -296,6 +298,8 @@ class EvaluationSettings:
         The log, in words.
     versions
         Versions of what computed this, by name.
+    diversity
+        The measure that was asked for as D; ``"auto"`` for the rule.
     """
 
     diversity_weight: float
@@ -307,6 +311,7 @@ class EvaluationSettings:
     thresholds: Mapping[str, float]
     source: str
     versions: Mapping[str, str]
+    diversity: str = "auto"
 
 
 @dataclass(frozen=True, slots=True, repr=False)

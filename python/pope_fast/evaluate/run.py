@@ -25,10 +25,16 @@ from pope_fast.evaluate.verdict import merge_thresholds
 from pope_fast.log import FeedbackLog, LogBatch, RewardRange, read_log
 from pope_fast.log.columns import missing_column
 
-__all__ = ["ESTIMATORS", "evaluate"]
+__all__ = ["DIVERSITIES", "ESTIMATORS", "evaluate"]
 
 ESTIMATORS = ("sn_tips", "snips", "tips", "ips", "cv", "psis", "baseline_dr", "dm", "dr", "sndr")
 """Names of the estimators of U."""
+
+DIVERSITIES = ("auto", "h_m", "gini_simpson", "coverage@2", "coverage@3", "coverage@4", "entropy", "rao", "vendi")
+"""What the headline diversity can be: by rule; from clusters within prompts (H_M, Gini-Simpson, coverage); the entropy
+of the clusters over the whole log; from embeddings (Rao's entropy, the Vendi score of order 2)."""
+
+_FROM_EMBEDDINGS = ("rao", "vendi")
 
 # Every pair of more policies than this is a table nobody reads; the first ones are compared with each other.
 _MOST_COMPARED = 12
@@ -38,6 +44,7 @@ def evaluate(
     log: Any,
     policies: Mapping[str, str] | Iterable[str] | None = None,
     *,
+    diversity: str = "auto",
     diversity_weight: float = 1.0,
     estimator: str = "sn_tips",
     level: float = 0.95,
@@ -60,6 +67,9 @@ def evaluate(
         A :class:`FeedbackLog`, or anything :func:`read_log` takes: a path, a glob, an Arrow table, a data frame.
     policies : mapping of name to column, or names, optional
         The target policies; all of the log by default.
+    diversity : str
+        The measure that is D, one of :data:`DIVERSITIES` ("gini" is short for "gini_simpson"); by default as below.
+        The others that the columns read allow are in ``diversity_detail``.
     diversity_weight : float
         lambda, in reward units per unit of diversity.
     estimator : str
@@ -105,9 +115,12 @@ def evaluate(
     -----
     The headline diversity is ``H_M`` within prompts if at least half of the units have two or more draws, with the
     largest M <= ``diversity_order`` for which at least 90 % of these have M + 1; otherwise the entropy of the clusters
-    over the whole log. The headline interval is ``worst_case_tail``; where the verdict is ``unreliable`` it is
-    ``robust``, which assumes nothing about overlap. Where the reward is rare (finding ``rare_reward``), that of U and
-    V is ``robust`` too, or ``certified`` if hardly any unit shows its rare side.
+    over the whole log. Without a column of clusters it is Rao's entropy of the embeddings, if there are any; embeddings
+    are read only then, or if "rao" or "vendi" is asked for.
+
+    The headline interval is ``worst_case_tail``; where the verdict is ``unreliable`` it is ``robust``, which assumes
+    nothing about overlap. Where the reward is rare (finding ``rare_reward``), that of U and V is ``robust`` too, or
+    ``certified`` if hardly any unit shows its rare side.
 
     Examples
     --------
@@ -120,13 +133,21 @@ def evaluate(
         raise PopeError(f"there is no estimator {estimator!r}; there are: {', '.join(ESTIMATORS)}")
     if cluster_scope not in ("log", "prompt"):
         raise PopeError(f"cluster_scope must be 'log' or 'prompt', not {cluster_scope!r}")
+    diversity = {"gini": "gini_simpson"}.get(diversity, diversity)
+    if diversity not in DIVERSITIES:
+        raise PopeError(f"there is no diversity {diversity!r}; there are: {', '.join(DIVERSITIES)}")
     gates = merge_thresholds(thresholds)
-    options = {"level": level, "diversity_weight": diversity_weight, "diversity_order": diversity_order}
+    options = {
+        "level": level,
+        "diversity": diversity,
+        "diversity_weight": diversity_weight,
+        "diversity_order": diversity_order,
+    }
     opened = _open(log, policies, reward_range, unit)
     unit = opened.unit if unit is None else unit
     names = _names(opened, policies)
     bounds = _range(opened, reward_range)
-    job = _Job(opened, names, _usable(bounds), unit, cluster_scope, aa_policy, threads)
+    job = _Job(opened, names, _usable(bounds), unit, diversity, cluster_scope, aa_policy, threads)
     state, aa = job.read(progress)
     snapshot = state.snapshot()
     labels = {"cluster": opened.cluster_labels, "group": opened.group_labels}
@@ -149,6 +170,7 @@ def evaluate(
             labels=labels,
             calibration=calibration,
             bounds=bounds,
+            asked=diversity,
             bridge=bridges.get(name),
             found=origins[name],
         )
@@ -164,6 +186,7 @@ def evaluate(
         thresholds=gates,
         source=opened.source,
         versions=_versions(),
+        diversity=diversity,
     )
     return Evaluation(
         policies=results,
@@ -273,6 +296,7 @@ class _Job:
     policies: list[str]
     bounds: tuple[float, float]
     unit: str
+    diversity: str
     cluster_scope: str
     aa_policy: str | None
     threads: int | None
@@ -284,6 +308,21 @@ class _Job:
         means = (f"baseline_mean/{name}" for name in self.policies)
         if self.log.has("baseline") and all(self.log.has(mean) for mean in means):
             self.roles.append("baseline")
+        if self._wants_embeddings():
+            self.roles.append("embedding")
+
+    def _wants_embeddings(self) -> bool:
+        """Whether D is to come from embeddings, which make rows a hundred times as large."""
+        if self.diversity == "auto":
+            return self.log.has("embedding") and not self.log.has("cluster") and self.unit != "row"
+        if self.diversity not in _FROM_EMBEDDINGS:
+            return False
+        asked = f"asked for as diversity {self.diversity!r}"
+        if self.unit == "row":
+            raise PopeError(f"{asked}: the responses of a unit are compared, and with unit='row' it has only one")
+        if not self.log.has("embedding"):
+            raise missing_column("embedding", self.log.schema.names, why=asked)
+        return True
 
     def read(self, progress: bool | None) -> tuple[_core.State, _AA | None]:
         state, aa = self.log.fold(
@@ -306,6 +345,7 @@ class _Job:
             has_group="group" in self.roles,
             has_tokens="num_tokens" in self.roles,
             has_baseline="baseline" in self.roles,
+            has_embedding="embedding" in self.roles,
             cluster_scope=self.cluster_scope,
         )
         if self.aa_policy is None:
@@ -328,6 +368,7 @@ class _Job:
             baseline_means=[_required(means[name]) for name in self.policies]
             if means is not None and "baseline" in self.roles
             else None,
+            embedding=None if batch.embedding is None else np.ascontiguousarray(batch.embedding),
             first_row=batch.first_row,
             threads=self.threads,
         )

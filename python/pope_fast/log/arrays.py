@@ -29,6 +29,7 @@ NULL_REMEDIES = {
     "prompt_id": "give every row its prompt",
     "group": "give every row its group (for example 'unknown'), or leave the column out",
     "count": "write 1 for a response that was seen once",
+    "embedding": "embed every response, or leave the column out",
 }
 
 

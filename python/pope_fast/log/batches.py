@@ -14,12 +14,13 @@ from pope_fast import _core
 from pope_fast.errors import SchemaError
 from pope_fast.log.arrays import Labels, TokenLists, keys, numbers, token_lists
 from pope_fast.log.columns import ColumnMap, missing_column
+from pope_fast.log.vectors import rows_per_batch, vectors
 
 __all__ = ["LogBatch", "Plan", "convert", "make_plan", "unit_keys"]
 
 Floats = NDArray[np.floating[Any]]
 
-OPTIONAL_ROLES = ("cluster", "group", "count", "num_tokens", "baseline")
+OPTIONAL_ROLES = ("cluster", "group", "count", "num_tokens", "baseline", "embedding")
 
 #: Rounding may lift a log-prob this far above 0 (nats); a token beyond it is refused.
 LOGPROB_SLACK = 1e-4
@@ -27,7 +28,7 @@ LOGPROB_SLACK = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class LogBatch:
-    """Consecutive rows of a log, one array per role; every array is 1-D and C-contiguous, of one length n.
+    """Consecutive rows of a log, one array per role; every array is C-contiguous and has one element per row.
 
     Attributes
     ----------
@@ -47,6 +48,8 @@ class LogBatch:
         Mean of ``baseline`` under each policy.
     aa_logprob : float32 or float64, or None
         The behavior policy's log-prob, scored a second time.
+    embedding : float32 or float64, shape (n, width), or None
+        Embedding of each response, of any length but 0.
     first_row : int
         Index of the first row in the order in which the batches come.
     row_index : int64 or None
@@ -64,6 +67,7 @@ class LogBatch:
     baseline: Floats | None = None
     baseline_mean: dict[str, Floats] | None = None
     aa_logprob: Floats | None = None
+    embedding: Floats | None = None
     first_row: int = 0
     row_index: NDArray[np.int64] | None = None
 
@@ -116,6 +120,7 @@ _SINGLE = (
     "num_tokens",
     "baseline",
     "aa_logprob",
+    "embedding",
     "row_index",
 )
 _PER_POLICY = ("target_logprob", "baseline_mean")
@@ -150,6 +155,11 @@ class Plan:
     num_tokens: bool = False
     lengths_from: str | None = None
     baseline_means: Mapping[str, str] = field(default_factory=dict)
+
+    def rows_per_batch(self, schema: pa.Schema, most: int) -> int:
+        """Return how many rows a batch may have: at most ``most``, and fewer with wide embeddings."""
+        column = self.optional.get("embedding")
+        return rows_per_batch([] if column is None else [schema.field(column).type], most)
 
     def columns(self) -> list[str]:
         """Return the actual columns to read, each once."""
@@ -238,7 +248,7 @@ def make_plan(
     schema, columns, policies
         The log's.
     roles : iterable of str or None
-        Optional roles wanted (cluster, group, count, num_tokens, baseline); None for all that are there.
+        Optional roles wanted (cluster, group, count, num_tokens, baseline, embedding); None for all that are there.
     unit : str
         "prompt", "row", or a column.
     aa_policy : str, optional
@@ -359,13 +369,16 @@ def convert(
     first_row: int,
     cluster_labels: Labels | None = None,
     group_labels: Labels | None = None,
+    width: int | None = None,
 ) -> LogBatch:
     """Turn a record batch into the arrays that the plan asks for; plain columns are views of it.
+
+    ``width`` is that of the embeddings of earlier batches.
 
     Raises
     ------
     SchemaError
-        On nulls, wrong types and token lists of unequal length.  NaN, infinities, positive log-probs and
+        On nulls, wrong types, and token lists or embeddings of unequal length.  NaN, infinities, positive log-probs and
         values outside the reward's range are found by the kernel.
     """
     lists = _Lists(batch, first_row)
@@ -387,6 +400,7 @@ def convert(
     behavior = logprob(plan.behavior)
     targets = {name: logprob(source) for name, source in plan.targets.items()}
     aa = None if plan.aa is None else logprob(plan.aa)
+    embedding = plan.optional.get("embedding")
     optional = {
         role: number(plan.optional[role], role) for role in ("count", "num_tokens", "baseline") if role in plan.optional
     }
@@ -410,6 +424,9 @@ def convert(
         }
         or None,
         aa_logprob=aa,
+        embedding=None
+        if embedding is None
+        else vectors(batch.column(embedding), "embedding", embedding, first_row, width),
         first_row=first_row,
     )
 

@@ -14,8 +14,9 @@ from pope_fast.log.arrays import NULL_REMEDIES, as_numpy, plain, ragged
 from pope_fast.log.arrow_types import Array
 from pope_fast.log.batches import LOGPROB_SLACK
 from pope_fast.log.columns import Fault, split_role
+from pope_fast.log.vectors import elements, split_vectors
 
-__all__ = ["FaultBook", "check_key", "check_lengths", "check_number", "check_tokens"]
+__all__ = ["FaultBook", "check_key", "check_lengths", "check_number", "check_tokens", "check_vectors"]
 
 #: Finite log-probs below this are masks, not measurements (as in the kernel).
 LOGPROB_FLOOR = -1e6
@@ -151,6 +152,43 @@ def check_tokens(book: FaultBook, array: Array, role: str, column: str, first_ro
     if role.startswith("behavior"):
         _impossible(book, column, np.unique(parents[np.isneginf(values)]) + first_row)
     return lengths
+
+
+def check_vectors(
+    book: FaultBook, array: Array, role: str, column: str, first_row: int, width: int | None
+) -> int | None:
+    """Check a column of embeddings and return their width, that of the first one."""
+    array = plain(array)
+    null = _nulls(book, array, role, column, first_row)
+    if null.all() or pa.types.is_null(array.type):
+        return width
+    lengths, inner = split_vectors(array)
+    if width is None:
+        width = int(lengths[~null][0])
+    remedy = "embed every response with one model"
+    odd = np.flatnonzero((lengths != width) & ~null)
+    if odd.size:
+        message = f"an embedding of {lengths[odd[0]]} numbers where earlier rows have {width}"
+        book.rows(column, "width", message, remedy, odd + first_row)
+    if width == 0:
+        book.rows(column, "empty", "an empty embedding", remedy, np.flatnonzero(~null & (lengths == 0)) + first_row)
+    parents = np.repeat(np.arange(len(array)), lengths)
+
+    def fault(kind: str, bad: NDArray[np.bool_], message: str) -> NDArray[Any]:
+        rows = np.unique(parents[bad])
+        book.rows(column, kind, message, "embed the response again, or drop the row", rows + first_row)
+        return rows
+
+    missing = np.asarray(as_numpy(inner.is_null()), dtype=np.bool_)
+    fault("null inside", missing, "missing value (null) inside the embedding")
+    values = np.ones(len(inner))
+    if not pa.types.is_null(inner.type):
+        values[~missing] = elements(inner.drop_null())
+    fault("finite", ~np.isfinite(values), "NaN or infinity in the embedding")
+    length = np.bincount(parents, values != 0, minlength=len(array))
+    zero = np.flatnonzero((length == 0) & (lengths > 0))
+    book.rows(column, "zero", "the embedding is zero, and so has no direction", remedy, zero + first_row)
+    return width
 
 
 def check_lengths(

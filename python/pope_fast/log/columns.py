@@ -34,6 +34,7 @@ ROLE_KINDS: Mapping[str, str] = MappingProxyType(
         "count": "number",
         "num_tokens": "number",
         "baseline": "number",
+        "embedding": "vectors",
         "logger": "any",
         "sampling": "any",
         "finish_reason": "any",
@@ -56,6 +57,7 @@ _KIND_WORDS = {
     "reward": "numbers or booleans",
     "number": "numbers",
     "tokens": "lists of floating-point numbers",
+    "vectors": "lists of numbers, all of one length",
 }
 
 
@@ -451,7 +453,7 @@ def preferred_type(role: str | None, type_: DataType) -> DataType:
         return pa.float64()
     if kind in ("key", "text") and pa.types.is_null(bare):
         return pa.string()
-    if kind == "tokens" and (pa.types.is_null(bare) or is_list_type(bare)):
+    if kind in ("tokens", "vectors") and (pa.types.is_null(bare) or is_list_type(bare)):
         numeric = pa.types.is_null(bare) or is_number_type(bare.value_type) or pa.types.is_null(bare.value_type)
         return pa.list_(pa.float64()) if numeric else type_
     if kind == "ids" and (pa.types.is_null(bare) or (is_list_type(bare) and pa.types.is_null(bare.value_type))):

@@ -191,11 +191,11 @@ class FeedbackLog:
         Parameters
         ----------
         roles : iterable of str, optional
-            Optional roles wanted: cluster, group, count, num_tokens, baseline; None for all that are there.
+            Optional roles wanted: cluster, group, count, num_tokens, baseline, embedding; None for all that are there.
         unit : str, optional
             "prompt", "row" or a column; the log's unit by default.
         batch_rows : int
-            Most rows per batch.
+            Most rows per batch; with wide embeddings there are fewer.
         policies : sequence of str, optional
             Some of the log's policies, or none: all by default, of which there must be one.
         aa_policy : str, optional
@@ -232,7 +232,7 @@ class FeedbackLog:
             raise PopeError(f"batch_rows must be at least 1, not {batch_rows}")
         self._aa_column = None if plan.aa is None else plan.aa.column
         shown = self._progress if progress is None else progress
-        return self._batches(plan, unit, batch_rows, shown, on_scattered)
+        return self._batches(plan, unit, plan.rows_per_batch(self.schema, batch_rows), shown, on_scattered)
 
     def fold(
         self,
@@ -335,11 +335,13 @@ class FeedbackLog:
         sampling = SamplingCheck(self.schema, self.columns)
         columns = list(dict.fromkeys([*plan.columns(), *sampling.columns]))
         scan = _core.UnitScan() if watch and plan.unit is not None else None
-        row = 0
+        row, width = 0, None
         for record_batch in self.reader.read(columns, batch_rows):
             meter.advance(record_batch.num_rows)
             with self._locating():
-                batch = convert(record_batch, plan, row, self.cluster_labels, self.group_labels)
+                batch = convert(record_batch, plan, row, self.cluster_labels, self.group_labels, width)
+            if batch.embedding is not None and len(batch):
+                width = batch.embedding.shape[1]
             if sampling.columns:
                 sampling.feed(record_batch)
             if scan is not None and batch.unit_key is not None:

@@ -15,7 +15,7 @@ from pope_fast.errors import SchemaError
 from pope_fast.log.arrays import as_numpy, keys, plain, text_hashes
 from pope_fast.log.arrow_types import Array
 from pope_fast.log.batches import unit_column
-from pope_fast.log.checks import FaultBook, check_key, check_lengths, check_number, check_tokens
+from pope_fast.log.checks import FaultBook, check_key, check_lengths, check_number, check_tokens, check_vectors
 from pope_fast.log.columns import Fault, PolicySpec, kind_of, missing_column
 from pope_fast.log.feedback_log import BATCH_ROWS, FeedbackLog, one_unit, retokenized
 from pope_fast.log.opening import open_log
@@ -24,6 +24,7 @@ from pope_fast.log.ranges import RewardRange, empty_log
 from pope_fast.log.readahead import read_ahead
 from pope_fast.log.signals import SamplingCheck, count_repeats, duplicate_rows, duplicate_warning
 from pope_fast.log.validation_report import ValidationReport
+from pope_fast.log.vectors import rows_per_batch
 
 __all__ = ["validate"]
 
@@ -127,6 +128,7 @@ class _Validation:
         self.clusters: NDArray[np.int64] | None = None
         self.groups: NDArray[np.int64] | None = None
         self.low, self.high = np.inf, -np.inf
+        self.width: int | None = None
         self.scan = _core.UnitScan()
         self.scattered = False
         self.marks: list[NDArray[np.uint64]] = []
@@ -148,7 +150,7 @@ class _Validation:
 
     def _roles(self) -> list[tuple[str, str]]:
         """Return the roles whose columns are checked value by value."""
-        checked = ("number", "reward", "tokens")
+        checked = ("number", "reward", "tokens", "vectors")
         return [
             (role, column)
             for role, column in self.log.columns.items()
@@ -192,8 +194,10 @@ class _Validation:
         meter = Meter(self.log.num_rows, None, "validating")
         # Without a column to read, any will do to count the rows.
         wanted = columns or [name for name in self.log.schema.names if name not in self.broken][:1]
+        embeddings = [name for role, name in self._roles() if kind_of(role) == "vectors"]
+        batch_rows = rows_per_batch([self.log.schema.field(name).type for name in embeddings], BATCH_ROWS)
         try:
-            for batch in read_ahead(self.log.reader.read(wanted, BATCH_ROWS)) if wanted else ():
+            for batch in read_ahead(self.log.reader.read(wanted, batch_rows)) if wanted else ():
                 self._check(batch, row)
                 row += batch.num_rows
                 meter.advance(batch.num_rows)
@@ -223,6 +227,8 @@ class _Validation:
                     reference = column, lengths
                 else:
                     check_lengths(self.book, column, lengths, *reference, first_row)
+            elif kind == "vectors":
+                self.width = check_vectors(self.book, array, role, column, first_row, self.width)
             else:
                 bounds = None if declared is None else (declared.low, declared.high)
                 values = check_number(self.book, array, role, column, first_row, bounds)

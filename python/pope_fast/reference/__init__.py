@@ -15,8 +15,8 @@ Per-unit arrays that come back are ordered by increasing unit identifier.  For `
 multiplicities with :func:`pope_fast.reference.units.expand_draws` and use ``unit = arange(n)``.
 
 Modules: ``units`` (units, draws, buckets), ``weights`` (log-probabilities to weights), ``utility``,
-``marginal`` (entropy of the average policy), ``diversity`` (within-prompt polynomials), ``welfare``,
-``value`` (U + lambda D), ``intervals``, ``jackknife``, ``tails`` (generalized Pareto, PSIS),
+``marginal`` (entropy of the average policy), ``diversity`` (within-prompt polynomials), ``pairs`` (diversity from
+embeddings), ``welfare``, ``value`` (U + lambda D), ``intervals``, ``jackknife``, ``tails`` (generalized Pareto, PSIS),
 ``diagnostics``, ``bounds`` (variance inequalities), ``special`` (Student quantiles).
 """
 
@@ -29,6 +29,7 @@ from pope_fast.reference import (
     intervals,
     jackknife,
     marginal,
+    pairs,
     special,
     tails,
     units,
@@ -45,6 +46,7 @@ __all__ = [
     "intervals",
     "jackknife",
     "marginal",
+    "pairs",
     "special",
     "tails",
     "units",

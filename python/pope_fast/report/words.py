@@ -49,6 +49,8 @@ MEASURES: Mapping[str, str] = {
     "entropy_plug_in": "entropy, plug-in",
     "entropy_mm": "entropy, Miller-Madow",
     "gini_simpson": "Gini-Simpson",
+    "rao": "Rao's entropy",
+    "vendi": "Vendi score",
 }
 
 
@@ -149,11 +151,23 @@ def verdict_sentence(policy: PolicyValue) -> str:
     return "This log cannot answer for this policy." + (shown if method in WITHOUT_OVERLAP else "")
 
 
+_LEGENDS: Mapping[str, str] = {
+    "gini_simpson": "D is the Gini-Simpson index: the chance that two answers to a prompt are of different kinds.",
+    "rao": "D is Rao's entropy: the expected cosine distance of two answers to a prompt; 0 if all are alike.",
+    "vendi": "D is the Vendi score of order 2: the effective number of kinds of answer a prompt gets; 1 if alike.",
+}
+
+
 def diversity_legend(evaluation: Evaluation) -> str | None:
-    """Say what the letter D stands for in this evaluation, or None without clusters."""
+    """Say what the letter D stands for in this evaluation, or None without it."""
     detail = next((p.diversity_detail for p in evaluation.values() if p.diversity_detail is not None), None)
     if detail is None:
         return None
+    if detail.measure in _LEGENDS:
+        return _LEGENDS[detail.measure]
+    if detail.measure.startswith("coverage@"):
+        draws = detail.measure.removeprefix("coverage@")
+        return f"D is {detail.measure}: the expected number of kinds among {draws} answers to a prompt."
     if detail.level == "prompt":
         return f"D is {detail.measure} in nats: how many kinds of answer a prompt gets; 0 if always one."
     return "D is the entropy in nats of the clusters over the whole log; 0 if all answers are of one kind."

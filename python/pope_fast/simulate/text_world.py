@@ -303,12 +303,13 @@ class TextWorld:
         by_group = np.einsum("xy,xyg->g", p, reward) / self.n_prompts
         with np.errstate(divide="ignore", invalid="ignore"):
             log_ratio = np.log(p) - np.log(q)
+            forward, backward = (np.where(m > 0, m * log_ratio, 0.0) for m in (p, q))
             second = np.where(p > 0, p**2 / q, 0.0)
         return policy_truth(
             utility=float(by_group @ self.population),
             shares=self.shares(policy),
-            kl_target_behavior=float(np.mean(np.sum(np.where(p > 0, p * log_ratio, 0.0), axis=1))),
-            kl_behavior_target=float(-np.mean(np.sum(np.where(q > 0, q * log_ratio, 0.0), axis=1))),
+            kl_target_behavior=float(np.mean(np.sum(forward, axis=1))),
+            kl_behavior_target=float(-np.mean(np.sum(backward, axis=1))),
             second_moment=float(np.mean(np.sum(second, axis=1))),
             responses=responses,
             groups=dict(zip(self.groups, by_group.tolist(), strict=True)),

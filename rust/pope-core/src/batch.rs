@@ -68,6 +68,22 @@ impl Ints<'_> {
     }
 }
 
+/// A column of vectors of one width, row after row.
+#[derive(Clone, Copy, Debug)]
+pub struct Vectors<'a> {
+    /// All elements.
+    pub values: Floats<'a>,
+    /// Elements per row.
+    pub width: usize,
+}
+
+impl Vectors<'_> {
+    /// An element.
+    pub fn get(&self, row: usize, i: usize) -> f64 {
+        self.values.get(row * self.width + i)
+    }
+}
+
 /// Columns of equal length; see the log schema for their meaning.
 #[derive(Clone, Debug)]
 pub struct Batch<'a> {
@@ -91,6 +107,8 @@ pub struct Batch<'a> {
     pub baseline: Option<&'a [f64]>,
     /// The prediction's mean under each target policy, given the prompt.
     pub baseline_means: Vec<&'a [f64]>,
+    /// Embedding of the response.
+    pub embedding: Option<Vectors<'a>>,
     /// Number of the first row in the whole log.
     pub first_row: u64,
 }
@@ -120,7 +138,14 @@ impl Batch<'_> {
         check("count", self.count.map(<[f64]>::len))?;
         check("num_tokens", self.tokens.map(<[f64]>::len))?;
         check("baseline", self.baseline.map(<[f64]>::len))?;
-        self.baseline_means.iter().try_for_each(|b| check("baseline_mean", Some(b.len())))
+        self.baseline_means.iter().try_for_each(|b| check("baseline_mean", Some(b.len())))?;
+        if let Some(vectors) = self.embedding {
+            if vectors.width == 0 {
+                return Err(Error::Length { column: "embedding".into(), problem: "vectors without elements".into() });
+            }
+            check("embedding", Some(vectors.values.len() / vectors.width))?;
+        }
+        Ok(())
     }
 }
 

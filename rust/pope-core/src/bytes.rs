@@ -7,16 +7,17 @@ use crate::error::{Error, Result};
 use crate::hash::checksum;
 use crate::hist::LogHistogram;
 use crate::lane::{Lane, Shared};
+use crate::pairs::{ONE, PairTotals, stored_pairs};
 use crate::scalars::PolicyScalars;
 use crate::slots::{DIRECT, Slots};
 use crate::state::{Config, Fragment, State};
 use crate::sum::ExactSum;
 use crate::tail::{Tail, TailRow, TailUnit};
-use crate::totals::{ClassTotals, ClusterTotals, SlotBuckets, Totals};
+use crate::totals::{BUCKETS, ClassTotals, ClusterTotals, PAIRS, SlotBuckets, Totals, Z};
 use crate::unit::MAX_DEGREE;
 
 const MAGIC: &[u8; 8] = b"POPEFAST";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Digits of exact sums lie within this distance of the point: far beyond any log-probability the loader accepts.
 const MAX_DIGIT: u32 = 1 << 22;
 
@@ -173,12 +174,25 @@ store_struct!(Config {
     has_group: bool,
     has_tokens: bool,
     has_baseline: bool,
+    has_embedding: bool,
     clusters_span_log: bool,
     tail_capacity: usize,
 });
-store_struct!(Fragment { key: i64, floats: [Vec<f64>; 5], per_policy: Vec<[Vec<f64>; 2]>, labels: [Vec<i64>; 2] });
+store_struct!(Fragment {
+    key: i64,
+    floats: [Vec<f64>; 5],
+    per_policy: Vec<[Vec<f64>; 2]>,
+    labels: [Vec<i64>; 2],
+    embedding: Vec<f64>,
+});
 store_struct!(TailRow { l: f64, r: f64, m: f64, cluster: i64, group: i64 });
-store_struct!(Totals { class: [Option<Box<ClassTotals>>; MAX_DEGREE], cluster: ClusterTotals, group: [SlotBuckets; 2] });
+store_struct!(Totals {
+    class: [Option<Box<ClassTotals>>; MAX_DEGREE],
+    cluster: ClusterTotals,
+    group: [SlotBuckets; 2],
+    pairs: Option<Box<PairTotals>>,
+});
+store_struct!(PairTotals { buckets: Vec<[ExactSum; Z]>, gram: [ExactSum; PAIRS], histograms: [LogHistogram; 4] });
 store_struct!(PolicyScalars {
     l: [ExactSum; 2],
     wl: ExactSum,
@@ -191,13 +205,14 @@ store_struct!(PolicyScalars {
 store_struct!(Shared {
     rows: u64,
     draws: u64,
-    units: [[u64; crate::totals::BUCKETS]; MAX_DEGREE],
+    units: [[u64; BUCKETS]; MAX_DEGREE],
     units_repeated: u64,
     reward: [ExactSum; 2],
     tokens: ExactSum,
     clusters: Vec<[u64; 2]>,
-    groups: Vec<[u64; crate::totals::BUCKETS]>,
+    groups: Vec<[u64; BUCKETS]>,
     group_rows: Vec<u64>,
+    pair_units: Vec<u64>,
 });
 
 impl Store for ClusterTotals {
@@ -278,7 +293,7 @@ impl Store for SlotBuckets {
         let mut table = SlotBuckets::default();
         for ((slot, bucket), sum) in Vec::<((u32, u8), ExactSum)>::read(input)? {
             // Dense storage grows with the slot; an honest table has few slots beyond the number of its entries.
-            if usize::from(bucket) >= crate::totals::BUCKETS {
+            if usize::from(bucket) >= BUCKETS {
                 return Err(corrupt("a bucket is out of range"));
             }
             table.at(slot, usize::from(bucket)).merge(&sum);
@@ -302,7 +317,7 @@ impl Store for ClassTotals {
         }
         let mut class = ClassTotals::new(z - 1);
         class.buckets = Vec::read(input)?;
-        if class.buckets.len() != crate::totals::BUCKETS {
+        if class.buckets.len() != BUCKETS {
             return Err(corrupt("a class has the wrong number of buckets"));
         }
         class.gram = Store::read(input)?;
@@ -314,21 +329,31 @@ impl Store for ClassTotals {
 }
 
 impl Store for TailUnit {
-    const MIN_SIZE: usize = 24;
+    const MIN_SIZE: usize = 32;
     fn write(&self, out: &mut Vec<u8>) {
         self.l_max.write(out);
         self.key.write(out);
         self.rows.to_vec().write(out);
+        self.similar.to_vec().write(out);
     }
     fn read(input: &mut Input<'_>) -> Result<Self> {
         let (l_max, key, rows) = (f64::read(input)?, u64::read(input)?, Vec::<TailRow>::read(input)?);
+        let similar = Vec::<i32>::read(input)?;
         let sound = |row: &TailRow| {
             row.l <= l_max && (0.0..=1.0).contains(&row.r) && (1.0..=9e15).contains(&row.m) && row.m.fract() == 0.0
         };
         if rows.is_empty() || !l_max.is_finite() || !rows.iter().all(sound) {
             return Err(corrupt("a row of the tail holds impossible values"));
         }
-        Ok(TailUnit::new(l_max, key, rows))
+        if similar.iter().any(|k| !(-ONE..=ONE).contains(k)) {
+            return Err(corrupt("a similarity is out of range"));
+        }
+        // Whether there have to be similarities is for the configuration to say.
+        Ok(if similar.is_empty() {
+            TailUnit::new(l_max, key, rows)
+        } else {
+            TailUnit::with_pairs(l_max, key, rows, &similar)
+        })
     }
 }
 
@@ -354,10 +379,15 @@ fn is_sound(config: &Config, lane: &Lane) -> bool {
             && t.cluster.mass.iter().all(|(slot, ..)| clusters(slot as usize + 1))
             && t.group.iter().all(|table| table.iter().all(|(slot, ..)| groups(slot as usize + 1)))
             && t.class.iter().zip(1..).all(|(c, degree)| c.as_ref().is_none_or(|c| c.z == degree + 1))
+            && t.pairs.as_ref().is_none_or(|pairs| config.has_embedding && pairs.buckets.len() == BUCKETS)
+    };
+    let pairs = |tail: &Tail| {
+        let stored = |unit: &TailUnit| if config.has_embedding { stored_pairs(unit.rows.len()) } else { 0 };
+        tail.units().iter().all(|unit| unit.similar.len() == stored(unit))
     };
     let shared = &lane.shared;
     let units = shared.units.iter().chain(&shared.groups).flatten();
-    let counts = shared.clusters.iter().flatten().chain(units).chain(&shared.group_rows);
+    let counts = shared.clusters.iter().flatten().chain(units).chain(&shared.group_rows).chain(&shared.pair_units);
     let whole_log = [&shared.rows, &shared.draws, &shared.units_repeated];
     let zeros = lane.policies.iter().map(|p| &p.scalars.zero_draws);
     counts.chain(whole_log).chain(zeros).all(|&n| n <= MAX_COUNT)
@@ -366,7 +396,11 @@ fn is_sound(config: &Config, lane: &Lane) -> bool {
         && clusters(lane.shared.clusters.len())
         && groups(lane.shared.groups.len())
         && lane.shared.group_rows.len() == lane.shared.groups.len()
-        && lane.policies.iter().all(|p| tables(&p.totals) && p.tail.capacity() == config.tail_capacity)
+        && [0, BUCKETS].contains(&shared.pair_units.len())
+        && lane
+            .policies
+            .iter()
+            .all(|p| tables(&p.totals) && pairs(&p.tail) && p.tail.capacity() == config.tail_capacity)
 }
 
 impl State {
@@ -376,6 +410,7 @@ impl State {
         let (lane, open) = self.parts()?;
         let mut body = Vec::new();
         self.config().write(&mut body);
+        self.width().write(&mut body);
         lane.clusters.write(&mut body);
         lane.groups.write(&mut body);
         lane.shared.write(&mut body);
@@ -407,6 +442,7 @@ impl State {
         }
         let config = Config::read(&mut input)?;
         config.check().map_err(|error| Error::State(format!("not a valid state: {error}")))?;
+        let width = usize::read(&mut input)?;
         let mut lane = Lane::new(&config);
         lane.clusters = Slots::read(&mut input)?;
         lane.groups = Slots::read(&mut input)?;
@@ -417,21 +453,28 @@ impl State {
             policy.tail = Tail::read(&mut input)?;
         }
         let open = Vec::<Fragment>::read(&mut input)?;
-        if !input.0.is_empty() || !is_sound(&config, &lane) || !open.iter().all(|f| f.is_sound(&config)) {
+        let sound = is_sound(&config, &lane)
+            && (config.has_embedding || width == 0)
+            && open.iter().all(|f| f.is_sound(&config, width));
+        if !input.0.is_empty() || !sound {
             return Err(corrupt("its parts do not fit each other"));
         }
-        Ok(State::from_parts(config, lane, open))
+        Ok(State::from_parts(config, width, lane, open))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::{Batch, Floats, Ints};
+    use crate::batch::{Batch, Floats, Ints, Vectors};
     use crate::par::Uninterrupted;
     use proptest::prelude::*;
 
     fn state() -> State {
+        state_with(true)
+    }
+
+    fn state_with(has_embedding: bool) -> State {
         let config = Config {
             policies: vec!["near".into(), "far".into()],
             reward_range: (0.0, 1.0),
@@ -440,6 +483,7 @@ mod tests {
             has_group: true,
             has_tokens: false,
             has_baseline: false,
+            has_embedding,
             clusters_span_log: true,
             tail_capacity: 4,
         };
@@ -452,6 +496,7 @@ mod tests {
         let (b, near, far) =
             (column(&|_| -9.0), column(&|i| -9.0 + (i * 0.7).sin()), column(&|i| -9.0 + 8.0 * (i * 1.3).sin()));
         let r = column(&|i| (i * 0.3).sin().abs());
+        let embedding: Vec<f32> = (0..3 * n).map(|i| (i as f32 * 0.9).sin()).collect();
         let batch = Batch {
             unit: Some(&unit),
             behavior: Floats::F64(&b),
@@ -463,6 +508,7 @@ mod tests {
             tokens: None,
             baseline: None,
             baseline_means: vec![],
+            embedding: has_embedding.then_some(Vectors { values: Floats::F32(&embedding), width: 3 }),
             first_row: 0,
         };
         state.update(&batch, 2, &mut Uninterrupted).unwrap();
@@ -471,14 +517,42 @@ mod tests {
 
     #[test]
     fn round_trip() {
-        let state = state();
+        for has_embedding in [false, true] {
+            survives(&state_with(has_embedding));
+        }
+    }
+
+    fn survives(state: &State) {
         let bytes = state.to_bytes().unwrap();
         let back = State::from_bytes(&bytes).unwrap();
         assert_eq!(back.rows(), 60);
         assert_eq!(back.to_bytes().unwrap(), bytes);
         let read =
             |s: &State| format!("{:?}", s.snapshot().unwrap().summary("far", &crate::summary::Options::default()));
-        assert_eq!(read(&back), read(&state));
+        assert_eq!(read(&back), read(state));
+        assert_eq!(read(state).contains("\"rao\""), state.config().has_embedding);
+    }
+
+    #[test]
+    fn embeddings_fit_the_rest() {
+        type Change<'a> = &'a dyn Fn(&mut Config, &mut usize, &mut Lane, &mut Vec<Fragment>);
+        let with = |change: Change<'_>| {
+            let state = state();
+            let (mut config, mut width) = (state.config().clone(), state.width());
+            let (mut lane, open) = state.parts().unwrap();
+            let mut open: Vec<Fragment> = open.into_iter().cloned().collect();
+            change(&mut config, &mut width, &mut lane, &mut open);
+            State::from_bytes(&State::from_parts(config, width, lane, open).to_bytes().unwrap())
+        };
+        assert!(with(&|_, _, _, _| {}).is_ok());
+        let shorter = |unit: &mut TailUnit| unit.similar = unit.similar[1..].into();
+        assert!(with(&|_, width, _, _| *width = 4).is_err());
+        assert!(with(&|_, width, _, _| *width = usize::MAX).is_err());
+        assert!(with(&|config, _, _, _| config.has_embedding = false).is_err());
+        assert!(with(&|_, _, _, open| open[0].embedding.truncate(5)).is_err());
+        assert!(with(&|_, _, lane, _| lane.policies[1].tail.change(shorter)).is_err());
+        assert!(with(&|_, _, lane, _| lane.policies[0].tail.change(|unit| unit.similar[0] = ONE + 1)).is_err());
+        assert!(with(&|_, _, lane, _| lane.shared.pair_units.truncate(7)).is_err());
     }
 
     /// Break the body and mend the checksum: the parser itself must hold.

@@ -7,6 +7,7 @@ use crate::dd::Dd;
 use crate::fixed::{Encoded, Rows};
 use crate::lane::{GroupTable, PolicyLane, group_masses};
 use crate::math;
+use crate::pairs::pair_stats;
 use crate::slots::Slots;
 use crate::state::Snapshot;
 use crate::sum::ExactSum;
@@ -64,6 +65,8 @@ struct Desk {
     scratch: Scratch,
     unit: UnitStats,
     table: GroupTable,
+    order: Vec<u32>,
+    weights: Vec<f64>,
 }
 
 impl Desk {
@@ -100,6 +103,14 @@ impl Desk {
         };
         let degree = if config.row_units { 1 } else { self.unit.degree(config.has_cluster) };
         totals.add(&self.unit, &masses, degree, config.marginal(), &place, sign);
+        if config.has_embedding {
+            self.order.clear();
+            self.order.extend(0..l.len() as u32);
+            let pairs = pair_stats(rows, &self.encoded, 0, (&self.order, &tail.similar), &mut self.weights);
+            if let Some(pairs) = pairs {
+                totals.pairs.get_or_insert_default().add(&self.unit, &pairs, &place, sign);
+            }
+        }
     }
 }
 

@@ -42,6 +42,11 @@ impl Measure {
         core::iter::once(Measure::gini()).chain(coverages).chain((1..=order).map(Measure::entropy)).collect()
     }
 
+    /// Are there bounds that need no overlap? Histograms are kept for the variables that bound `H_M`.
+    pub fn has_bounds(&self) -> bool {
+        self.order() == 1 || self.name.starts_with("H_")
+    }
+
     /// Highest `v` in use.
     pub fn order(&self) -> usize {
         (1..=MAX_ORDER).rev().find(|&v| self.zeta[v - 1] != 0.0).unwrap_or(1)

@@ -90,6 +90,11 @@ impl Fixed {
         Fixed { up: math::pow2(bits), down: math::pow2(-bits) }
     }
 
+    /// Steps per unit, a power of two.
+    pub fn up(self) -> f64 {
+        self.up
+    }
+
     /// Round towards zero to a step.
     #[inline(always)]
     pub fn encode(self, x: f64) -> i64 {

@@ -4,6 +4,7 @@ use crate::batch::{self, Batch};
 use crate::error::Result;
 use crate::fixed::{Encoded, Fixed, Rows};
 use crate::math;
+use crate::pairs::{Similarities, check_vectors, pair_stats};
 use crate::scalars::{PolicyScalars, Waiting, add_product};
 use crate::simd::multiversion;
 use crate::slots::Slots;
@@ -48,6 +49,8 @@ pub struct Shared {
     pub groups: Vec<[u64; BUCKETS]>,
     /// Per group slot: rows.
     pub group_rows: Vec<u64>,
+    /// Units with at least 2 draws per bucket; empty without embeddings.
+    pub pair_units: Vec<u64>,
     waiting: Waiting<1>,
 }
 
@@ -63,6 +66,7 @@ impl Default for Shared {
             clusters: Vec::new(),
             groups: Vec::new(),
             group_rows: Vec::new(),
+            pair_units: Vec::new(),
             waiting: Waiting::default(),
         }
     }
@@ -72,6 +76,11 @@ impl Shared {
     /// Number of units.
     pub fn n_units(&self) -> u64 {
         self.units.iter().flatten().sum()
+    }
+
+    /// Units with at least two draws, per bucket.
+    pub fn pair_units(&self) -> [u64; BUCKETS] {
+        core::array::from_fn(|bucket| self.pair_units.get(bucket).copied().unwrap_or(0))
     }
 
     fn settle(&mut self) {
@@ -139,6 +148,8 @@ struct Buffers {
     unit: UnitStats,
     group_mass: Vec<GroupMass>,
     group_table: GroupTable,
+    similar: Similarities,
+    weights: Vec<f64>,
 }
 
 /// Buffers hold nothing between calls; a copy of a lane starts with empty ones.
@@ -209,6 +220,9 @@ impl Lane {
         if let Some(group) = batch.group {
             b.group.extend((start..end).map(|i| self.groups.slot(group.get(i))));
         }
+        if let Some(vectors) = batch.embedding {
+            b.similar.load(batch, vectors, start, &b.rows.starts)?;
+        }
         // Everything is checked before anything is counted; the first policy's columns then stay loaded.
         for policy in (0..self.policies.len()).rev() {
             load_policy(config, batch, start, policy, &mut self.buffers)?;
@@ -265,6 +279,10 @@ impl Lane {
             }
             a.group_rows[slot as usize] += rows;
         }
+        a.pair_units.resize(a.pair_units.len().max(b.pair_units.len()), 0);
+        for (a, b) in a.pair_units.iter_mut().zip(&b.pair_units) {
+            *a += b;
+        }
         for (a, b) in self.policies.iter_mut().zip(&other.policies) {
             a.totals.merge(&b.totals, &clusters, &groups);
             a.scalars.merge(&b.scalars);
@@ -277,6 +295,9 @@ impl Lane {
 pub fn check_rows(config: &Config, batch: &Batch<'_>, start: usize, end: usize) -> Result<()> {
     let b = &mut Buffers::default();
     load_shared(config, batch, start, end, b)?;
+    if let Some(vectors) = batch.embedding {
+        check_vectors(vectors, start, end)?;
+    }
     (0..config.policies.len()).try_for_each(|policy| load_policy(config, batch, start, policy, b))
 }
 
@@ -333,13 +354,14 @@ multiversion! {
         let mut shared = shared;
         let row_units = config.row_units;
         let marginal = config.marginal();
+        let extras = batch.tokens.is_some() || batch.baseline.is_some() || batch.embedding.is_some();
         if let Some(shared) = shared.as_deref_mut() {
             shared.rows += b.rows.l.len() as u64;
             shared.make_room(clusters.len(), groups.len());
             b.group.iter().for_each(|&slot| shared.group_rows[slot as usize] += 1);
         }
         for u in 0..b.rows.starts.len() - 1 {
-            let (from, to) = (b.rows.starts[u], b.rows.starts[u + 1]);
+            let from = b.rows.starts[u];
             let row = start + from;
             // A row unit's key is its number in the log.
             let key = batch.unit.map_or(batch.first_row + row as u64, |unit| unit[row] as u64);
@@ -360,11 +382,12 @@ multiversion! {
             if let Some(shared) = shared.as_deref_mut() {
                 shared.count(unit, degree, &b.group_mass, &place);
             }
-            if batch.tokens.is_some() || batch.baseline.is_some() {
-                add_extras(view, b, u, &place, &mut policy.scalars, shared.as_deref_mut());
+            if extras {
+                add_extras(view, b, u, &place, policy, shared.as_deref_mut());
             }
             if b.unit.l_max > f64::NEG_INFINITY && policy.tail.admits(b.unit.l_max, key) {
-                policy.tail.push(tail_unit(view, b, from, to, key));
+                let with_pairs = batch.embedding.is_some();
+                policy.tail.push(if with_pairs { tail_pairs(view, b, u, key) } else { tail_unit(view, b, u, key) });
             }
         }
     }
@@ -372,27 +395,44 @@ multiversion! {
 
 #[cold]
 #[inline(never)]
-fn tail_unit(view: &ChunkView<'_>, b: &Buffers, from: usize, to: usize, key: u64) -> TailUnit {
-    let row = |k: usize| TailRow {
+fn tail_unit(view: &ChunkView<'_>, b: &Buffers, u: usize, key: u64) -> TailUnit {
+    let rows = b.rows.starts[u]..b.rows.starts[u + 1];
+    TailUnit::new(b.unit.l_max, key, rows.map(|k| tail_row(view, b, k)).collect())
+}
+
+#[cold]
+#[inline(never)]
+fn tail_pairs(view: &ChunkView<'_>, b: &Buffers, u: usize, key: u64) -> TailUnit {
+    let (order, similar) = b.similar.unit(u, b.rows.starts[u]..b.rows.starts[u + 1]);
+    let rows = order.iter().map(|&k| tail_row(view, b, k as usize)).collect();
+    TailUnit::with_pairs(b.unit.l_max, key, rows, similar)
+}
+
+#[inline(always)]
+fn tail_row(view: &ChunkView<'_>, b: &Buffers, k: usize) -> TailRow {
+    TailRow {
         l: b.rows.l[k],
         r: b.rows.r[k],
         m: b.count.get(k).copied().unwrap_or(1.0),
         cluster: b.rows.cluster.get(k).map_or(0, |&slot| view.clusters.key(slot)),
         group: b.group.get(k).map_or(0, |&slot| view.groups.key(slot)),
-    };
-    TailUnit::new(b.unit.l_max, key, (from..to).map(row).collect())
+    }
 }
 
-/// Token counts and reward predictions, which few logs have.
+/// Token counts, reward predictions and embeddings, which few logs have.
 #[inline(never)]
 fn add_extras(
     view: &ChunkView<'_>,
-    b: &Buffers,
+    b: &mut Buffers,
     u: usize,
     place: &Placement,
-    s: &mut PolicyScalars,
-    shared: Option<&mut Shared>,
+    policy: &mut PolicyLane,
+    mut shared: Option<&mut Shared>,
 ) {
+    if view.batch.embedding.is_some() {
+        add_pairs(b, u, place, &mut policy.totals, shared.as_deref_mut());
+    }
+    let s = &mut policy.scalars;
     let (from, to) = (b.rows.starts[u], b.rows.starts[u + 1]);
     let scale = b.encoded.units[u];
     let times = place.times() as f64;
@@ -426,6 +466,17 @@ fn add_extras(
         for (sum, (term, degree)) in s.dr.iter_mut().zip(terms) {
             sum.add_scaled(term * times, degree * scale.e);
         }
+    }
+}
+
+/// Similarities of the draws of a unit.
+fn add_pairs(b: &mut Buffers, u: usize, place: &Placement, totals: &mut Totals, shared: Option<&mut Shared>) {
+    let of_unit = b.similar.unit(u, b.rows.starts[u]..b.rows.starts[u + 1]);
+    let Some(pairs) = pair_stats(&b.rows, &b.encoded, u, of_unit, &mut b.weights) else { return };
+    totals.pairs.get_or_insert_default().add(&b.unit, &pairs, place, Sign::Plus);
+    if let Some(shared) = shared {
+        shared.pair_units.resize(BUCKETS, 0);
+        place.each(|bucket, times| shared.pair_units[bucket] += times);
     }
 }
 

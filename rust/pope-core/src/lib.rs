@@ -2,7 +2,7 @@
 //!
 //! Read in this order: [`fixed`] and [`mod@unit`] (what one prompt contributes), [`totals`] and [`state`] (how contributions are summed,
 //! exactly and in any order), [`cut`] (truncation after the fact), then the estimators ([`utility`], [`diversity`],
-//! [`marginal`]), [`interval`], and [`summary`], which puts them together.
+//! [`pairs`], [`marginal`]), [`interval`], and [`summary`], which puts them together.
 //! The formulas are those of `docs/theory.md`; each has a plain NumPy twin in `python/pope_fast/reference`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::disallowed_methods))]
@@ -23,6 +23,7 @@ pub mod jackknife;
 pub mod lane;
 pub mod marginal;
 pub mod math;
+pub mod pairs;
 pub mod par;
 pub mod psis;
 pub mod ragged;

@@ -6,13 +6,15 @@
 
 use std::collections::BTreeMap;
 
-use crate::batch::{Batch, Floats, Ints};
+use crate::batch::{Batch, Floats, Ints, Vectors};
 use crate::error::{Error, Result};
 use crate::lane::{Lane, check_rows};
 use crate::par::{Interrupt, for_each_task};
 
 /// Rows per task of a parallel update (rounded to unit boundaries).
 const TASK: usize = 1 << 16;
+/// The same with embeddings, of which rows have so much more to do.
+const EMBEDDING_TASK: usize = 1 << 11;
 
 /// What a state is about. States with different configurations do not merge.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -31,6 +33,8 @@ pub struct Config {
     pub has_tokens: bool,
     /// Rows carry reward predictions and their policy means.
     pub has_baseline: bool,
+    /// Rows carry embeddings.
+    pub has_embedding: bool,
     /// Cluster labels mean the same for all prompts (false: they are local to a prompt).
     pub clusters_span_log: bool,
     /// How many units with the largest weights are kept whole.
@@ -57,6 +61,11 @@ impl Config {
         {
             return Err(Error::Config(format!("two policies are named '{name}'; give them different names")));
         }
+        if self.row_units && self.has_embedding {
+            return Err(Error::Config(
+                "embeddings are compared within units; with row units there are no pairs".into(),
+            ));
+        }
         if self.tail_capacity == 0 || self.tail_capacity > 1 << 24 {
             return Err(Error::Config("tail_capacity must be between 1 and 2^24".into()));
         }
@@ -75,6 +84,8 @@ pub struct Fragment {
     pub per_policy: Vec<[Vec<f64>; 2]>,
     /// Columns: cluster, group.
     pub labels: [Vec<i64>; 2],
+    /// Embeddings, row after row.
+    pub embedding: Vec<f64>,
 }
 
 impl Fragment {
@@ -99,6 +110,9 @@ impl Fragment {
         for (ours, theirs) in self.labels.iter_mut().zip([batch.cluster, batch.group]) {
             ours.extend(theirs.into_iter().flat_map(|column| (start..end).map(move |i| column.get(i))));
         }
+        if let Some(Vectors { values, width }) = batch.embedding {
+            self.embedding.extend((start * width..end * width).map(|i| values.get(i)));
+        }
     }
 
     fn append(&mut self, other: &Fragment) {
@@ -111,6 +125,7 @@ impl Fragment {
         for (a, b) in self.labels.iter_mut().zip(&other.labels) {
             a.extend(b);
         }
+        self.embedding.extend(&other.embedding);
     }
 
     /// Number of rows.
@@ -118,8 +133,8 @@ impl Fragment {
         self.floats[1].len()
     }
 
-    /// Do the columns fit the configuration and each other?
-    pub fn is_sound(&self, config: &Config) -> bool {
+    /// Do the columns fit the configuration and each other? `width` is that of the embeddings.
+    pub fn is_sound(&self, config: &Config, width: usize) -> bool {
         let n = self.rows();
         let column = |len: usize, present: bool| len == if present { n } else { 0 };
         let [behavior, _, count, tokens, baseline] = &self.floats;
@@ -131,9 +146,10 @@ impl Fragment {
             && self.per_policy.iter().all(|[t, m]| t.len() == n && column(m.len(), config.has_baseline))
             && column(self.labels[0].len(), config.has_cluster)
             && column(self.labels[1].len(), config.has_group)
+            && n.checked_mul(width).is_some_and(|elements| self.embedding.len() == elements)
     }
 
-    fn close(&self, config: &Config, lane: &mut Lane) -> Result<()> {
+    fn close(&self, config: &Config, width: usize, lane: &mut Lane) -> Result<()> {
         let [behavior, reward, count, tokens, baseline] = &self.floats;
         let given = |column: &'_ Vec<f64>| !column.is_empty();
         let unit = vec![self.key; self.rows()];
@@ -148,6 +164,7 @@ impl Fragment {
             tokens: given(tokens).then_some(tokens),
             baseline: given(baseline).then_some(baseline),
             baseline_means: self.per_policy.iter().map(|[_, mean]| mean.as_slice()).filter(|m| !m.is_empty()).collect(),
+            embedding: config.has_embedding.then_some(Vectors { values: Floats::F64(&self.embedding), width }),
             first_row: 0,
         };
         lane.update(config, &batch, 0, self.rows())
@@ -162,6 +179,8 @@ pub struct State {
     first: Option<Fragment>,
     last: Option<Fragment>,
     edges: Vec<Fragment>,
+    /// Elements of an embedding; 0 before the first one.
+    width: usize,
     failed: bool,
 }
 
@@ -170,6 +189,8 @@ pub struct State {
 pub struct Snapshot {
     /// What it is about.
     pub config: Config,
+    /// Elements of an embedding, if there are any.
+    pub width: usize,
     /// The sums.
     pub lane: Lane,
 }
@@ -178,7 +199,7 @@ impl State {
     /// The identity of [`Self::merge`].
     pub fn new(config: Config) -> Result<Self> {
         config.check()?;
-        Ok(State { config, lanes: Vec::new(), first: None, last: None, edges: Vec::new(), failed: false })
+        Ok(State { config, lanes: Vec::new(), first: None, last: None, edges: Vec::new(), width: 0, failed: false })
     }
 
     /// What the state is about.
@@ -198,6 +219,9 @@ impl State {
     pub fn update(&mut self, batch: &Batch<'_>, threads: usize, interrupt: &mut dyn Interrupt) -> Result<()> {
         self.usable()?;
         self.check_batch(batch)?;
+        if let Some(Vectors { width, .. }) = batch.embedding.filter(|_| batch.len() > 0) {
+            self.width = width;
+        }
         self.failed = true;
         let interior = match batch.unit {
             None => 0..batch.len(),
@@ -224,6 +248,12 @@ impl State {
         missing("group", config.has_group, batch.group.is_some())?;
         missing("num_tokens", config.has_tokens, batch.tokens.is_some())?;
         missing("baseline", config.has_baseline, batch.baseline.is_some())?;
+        missing("embedding", config.has_embedding, batch.embedding.is_some())?;
+        let width = batch.embedding.map(|vectors| vectors.width).filter(|_| batch.len() > 0);
+        if let Some(width) = width.filter(|&width| self.width != 0 && self.width != width) {
+            let problem = format!("{width} elements per row where earlier rows have {}", self.width);
+            return Err(Error::Length { column: "embedding".into(), problem });
+        }
         if batch.targets.len() != config.policies.len() {
             let (have, want) = (batch.targets.len(), config.policies.len());
             return Err(Error::Config(format!("{have} target columns for {want} policies")));
@@ -262,7 +292,7 @@ impl State {
         }
         if let Some(done) = self.last.take() {
             self.make_lanes(1);
-            done.close(&self.config, &mut self.lanes[0])?;
+            done.close(&self.config, self.width, &mut self.lanes[0])?;
         }
         let tail = tail.max(start);
         self.last = Some(Fragment::of(batch, last_key, tail, n));
@@ -282,11 +312,12 @@ impl State {
         threads: usize,
         interrupt: &mut dyn Interrupt,
     ) -> Result<()> {
-        let tasks = rows.len().div_ceil(TASK);
+        let size = if batch.embedding.is_some() { EMBEDDING_TASK } else { TASK };
+        let tasks = rows.len().div_ceil(size);
         self.make_lanes(threads.clamp(1, tasks.max(1)));
-        // Task edges depend on the data alone: every TASK rows, moved forward to the next unit.
+        // Task edges depend on the data alone: every so many rows, moved forward to the next unit.
         let edge = |task: usize| {
-            let mut at = (rows.start + task * TASK).min(rows.end);
+            let mut at = (rows.start + task * size).min(rows.end);
             if let (Some(unit), true) = (batch.unit, task > 0) {
                 while at < rows.end && unit[at] == unit[at - 1] {
                     at += 1;
@@ -322,6 +353,11 @@ impl State {
         if self.config != other.config {
             return Err(Error::State("states with different configurations cannot be merged".into()));
         }
+        if self.width != 0 && other.width != 0 && self.width != other.width {
+            let (ours, theirs) = (self.width, other.width);
+            return Err(Error::State(format!("embeddings of {ours} and of {theirs} elements cannot be merged")));
+        }
+        self.width = self.width.max(other.width);
         self.edges.extend(other.open_fragments().cloned());
         if other.lanes.is_empty() {
             return Ok(());
@@ -350,7 +386,7 @@ impl State {
             }
         }
         for fragment in open.values() {
-            fragment.close(&self.config, &mut lane)?;
+            fragment.close(&self.config, self.width, &mut lane)?;
         }
         lane.settle();
         for other in &self.lanes {
@@ -358,7 +394,7 @@ impl State {
             other.settle();
             lane.merge(&other);
         }
-        Ok(Snapshot { config: self.config.clone(), lane })
+        Ok(Snapshot { config: self.config.clone(), width: self.width, lane })
     }
 
     /// The parts to store: one settled lane and what is open.
@@ -373,8 +409,13 @@ impl State {
         Ok((lane, self.open_fragments().collect()))
     }
 
+    /// Elements of an embedding; 0 before the first one.
+    pub(crate) fn width(&self) -> usize {
+        self.width
+    }
+
     /// A state from stored parts. What was open is joined by key, as after a merge.
-    pub(crate) fn from_parts(config: Config, lane: Lane, edges: Vec<Fragment>) -> Self {
-        State { config, lanes: vec![lane], first: None, last: None, edges, failed: false }
+    pub(crate) fn from_parts(config: Config, width: usize, lane: Lane, edges: Vec<Fragment>) -> Self {
+        State { config, lanes: vec![lane], first: None, last: None, edges, width, failed: false }
     }
 }

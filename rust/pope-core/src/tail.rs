@@ -28,8 +28,10 @@ pub struct TailUnit {
     pub l_max: f64,
     /// Its key (row units: the row's number).
     pub key: u64,
-    /// Its rows in canonical order.
+    /// Its rows: in canonical order, or in that of its pairs.
     pub rows: Box<[TailRow]>,
+    /// Similarities of the pairs of rows ([`crate::pairs`]); empty without embeddings.
+    pub similar: Box<[i32]>,
 }
 
 fn row_order(a: &TailRow, b: &TailRow) -> Ordering {
@@ -42,7 +44,12 @@ impl TailUnit {
     /// A unit from its rows, in any order.
     pub fn new(l_max: f64, key: u64, mut rows: Vec<TailRow>) -> Self {
         rows.sort_unstable_by(row_order);
-        TailUnit { l_max, key, rows: rows.into_boxed_slice() }
+        TailUnit { l_max, key, rows: rows.into_boxed_slice(), similar: Box::default() }
+    }
+
+    /// A unit whose rows stand in the order in which `similar` counts their pairs.
+    pub fn with_pairs(l_max: f64, key: u64, rows: Vec<TailRow>, similar: &[i32]) -> Self {
+        TailUnit { l_max, key, rows: rows.into_boxed_slice(), similar: similar.into() }
     }
 
     /// Largest weights first; ties by key, then by content.
@@ -145,6 +152,13 @@ impl Tail {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    impl Tail {
+        /// Change a kept unit, for tests of what is stored.
+        pub fn change(&mut self, f: impl FnOnce(&mut TailUnit)) {
+            f(&mut self.units[0]);
+        }
+    }
 
     fn unit(l: f64, key: u64) -> TailUnit {
         TailUnit::new(l, key, vec![TailRow { l, r: 0.5, m: 1.0, cluster: 0, group: 0 }])

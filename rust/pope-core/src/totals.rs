@@ -6,6 +6,7 @@
 
 use crate::hash::mix;
 use crate::hist::LogHistogram;
+use crate::pairs::PairTotals;
 use crate::simd::multiversion;
 use crate::sum::{ExactSum, WIDTH, add_rows};
 use crate::unit::{MAX_DEGREE, MAX_ORDER, UnitStats};
@@ -125,8 +126,9 @@ pub enum Sign {
 }
 
 impl Sign {
+    /// The sign times a number of units.
     #[inline(always)]
-    fn of(self, times: u64) -> f64 {
+    pub fn of(self, times: u64) -> f64 {
         if self == Sign::Plus { times as f64 } else { -(times as f64) }
     }
 }
@@ -484,6 +486,8 @@ pub struct Totals {
     pub cluster: ClusterTotals,
     /// `sum A_g` and `sum N_g` per group and bucket.
     pub group: [SlotBuckets; 2],
+    /// Similarities of pairs, if the log has embeddings.
+    pub pairs: Option<Box<PairTotals>>,
 }
 
 impl Totals {
@@ -529,6 +533,9 @@ impl Totals {
         self.cluster.merge(&other.cluster, clusters);
         for (ours, theirs) in self.group.iter_mut().zip(&other.group) {
             ours.merge(theirs, groups);
+        }
+        if let Some(theirs) = &other.pairs {
+            self.pairs.get_or_insert_default().merge(theirs);
         }
     }
 }

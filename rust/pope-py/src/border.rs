@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use numpy::{PyReadonlyArray1, PyReadonlyArray2, PyUntypedArrayMethods};
-use pope_core::batch::{Floats, Ints};
+use pope_core::batch::{Floats, Ints, Vectors};
 use pope_core::error::Error;
 use pope_core::field::Field;
 use pope_core::par::Interrupt;
@@ -88,6 +88,15 @@ pub enum IntArray<'py> {
     I64(PyReadonlyArray1<'py, i64>),
 }
 
+/// A column of vectors of one width as NumPy has it.
+#[derive(FromPyObject)]
+pub enum VectorArray<'py> {
+    /// Single precision.
+    F32(PyReadonlyArray2<'py, f32>),
+    /// Double precision.
+    F64(PyReadonlyArray2<'py, f64>),
+}
+
 /// The elements of an array, which must be contiguous.
 pub fn slice<'a, T: numpy::Element>(array: &'a PyReadonlyArray1<'_, T>) -> PyResult<&'a [T]> {
     array.as_slice().map_err(|_| SchemaError::new_err(format!("an array of {} rows is not contiguous", array.len())))
@@ -106,6 +115,18 @@ impl FloatArray<'_> {
             FloatArray::F32(x) => slice(x).map(Floats::F32),
             FloatArray::F64(x) => slice(x).map(Floats::F64),
         }
+    }
+}
+
+impl VectorArray<'_> {
+    /// Borrow as a column.
+    pub fn column(&self) -> PyResult<Vectors<'_>> {
+        let (values, width) = match self {
+            VectorArray::F32(x) => (x.as_slice().ok().map(Floats::F32), x.shape()[1]),
+            VectorArray::F64(x) => (x.as_slice().ok().map(Floats::F64), x.shape()[1]),
+        };
+        let values = values.ok_or_else(|| SchemaError::new_err("an array of embeddings is not contiguous"))?;
+        Ok(Vectors { values, width })
     }
 }
 

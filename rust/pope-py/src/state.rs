@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use numpy::PyReadonlyArray1;
 use pope_core::batch::Batch;
 use pope_core::state::{Config, Snapshot, State};
-use pope_core::summary::Options;
+use pope_core::summary::{Choice, Options};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-use crate::border::{FloatArray, IntArray, PopeError, run, slice, threads as resolve, to_object};
+use crate::border::{FloatArray, IntArray, PopeError, VectorArray, run, slice, threads as resolve, to_object};
 
 /// The mergeable state of an evaluation: exact sums, the same for any order and partition of the rows.
 #[pyclass(name = "State", module = "pope_fast._core", frozen)]
@@ -27,7 +27,7 @@ impl PyState {
 impl PyState {
     #[new]
     #[pyo3(signature = (policies, reward_range, *, row_units=false, has_cluster=false, has_group=false, has_tokens=false,
-                        has_baseline=false, cluster_scope="log", tail_capacity=32768))]
+                        has_baseline=false, has_embedding=false, cluster_scope="log", tail_capacity=32768))]
     fn new(
         py: Python<'_>,
         policies: Vec<String>,
@@ -37,6 +37,7 @@ impl PyState {
         has_group: bool,
         has_tokens: bool,
         has_baseline: bool,
+        has_embedding: bool,
         cluster_scope: &str,
         tail_capacity: usize,
     ) -> PyResult<Self> {
@@ -53,6 +54,7 @@ impl PyState {
             has_group,
             has_tokens,
             has_baseline,
+            has_embedding,
             clusters_span_log,
             tail_capacity,
         };
@@ -61,7 +63,8 @@ impl PyState {
 
     /// Add the next rows; rows of a unit stand together and may go on from the previous call.
     #[pyo3(signature = (unit_key, behavior_logprob, target_logprobs, reward, *, cluster=None, group=None, count=None,
-                        num_tokens=None, baseline=None, baseline_means=None, first_row=0, threads=None))]
+                        num_tokens=None, baseline=None, baseline_means=None, embedding=None, first_row=0,
+                        threads=None))]
     fn update(
         &self,
         py: Python<'_>,
@@ -75,6 +78,7 @@ impl PyState {
         num_tokens: Option<PyReadonlyArray1<'_, f64>>,
         baseline: Option<PyReadonlyArray1<'_, f64>>,
         baseline_means: Option<Vec<PyReadonlyArray1<'_, f64>>>,
+        embedding: Option<VectorArray<'_>>,
         first_row: u64,
         threads: Option<usize>,
     ) -> PyResult<()> {
@@ -90,6 +94,7 @@ impl PyState {
             tokens: num_tokens.as_ref().map(slice).transpose()?,
             baseline: baseline.as_ref().map(slice).transpose()?,
             baseline_means: means.iter().map(slice).collect::<PyResult<_>>()?,
+            embedding: embedding.as_ref().map(VectorArray::column).transpose()?,
             first_row,
         };
         let threads = resolve(py, threads)?;
@@ -182,6 +187,10 @@ impl PySnapshot {
     }
 }
 
+fn choice(name: &str) -> PyResult<Choice> {
+    Choice::named(name).map_err(|error| PopeError::new_err(error.to_string()))
+}
+
 /// Options from keyword arguments; an unknown name is an error.
 fn read_options(given: Option<&Bound<'_, PyDict>>) -> PyResult<Options> {
     let mut options = Options::default();
@@ -189,6 +198,7 @@ fn read_options(given: Option<&Bound<'_, PyDict>>) -> PyResult<Options> {
         match name.extract::<String>()?.as_str() {
             "level" => options.level = value.extract()?,
             "diversity_weight" => options.diversity_weight = value.extract()?,
+            "diversity" => options.diversity = choice(&value.extract::<String>()?)?,
             "diversity_order" => options.max_order = value.extract()?,
             "repeated_share" => options.repeated_share = value.extract()?,
             "order_share" => options.order_share = value.extract()?,

@@ -4,25 +4,28 @@ mod diagnostics;
 mod groups;
 mod options;
 mod over_log;
+mod pairs;
 mod prompt;
 mod records;
 mod utility;
 mod value;
 
-pub use options::Options;
+pub use options::{Choice, Options};
 use records::named_t;
 pub use records::{
-    BehaviorSummary, ClusterShare, Diagnostics, Difference, Group, MarginalDiversity, Named, PolicySummary,
-    PromptDiversity, VarianceParts,
+    BehaviorSummary, ClusterShare, Diagnostics, Difference, Group, MarginalDiversity, Named, PairDiversity,
+    PolicySummary, PromptDiversity, VarianceParts,
 };
 use value::difference;
 
 use crate::cut::{A, Sums, natural_scale};
+use crate::diversity::Measure;
 use crate::error::{Error, Result};
 use crate::interval::{Interval, t_of_level};
 use crate::lane::PolicyLane;
 use crate::marginal::Marginal;
 use crate::math;
+use crate::pairs::{PairMeasure, PairSums};
 use crate::state::Snapshot;
 use crate::totals::{BUCKETS, Totals};
 use crate::unit::{MAX_DEGREE, MAX_ORDER};
@@ -36,34 +39,77 @@ struct Reading<'a> {
     full: Sums,
     cut_totals: Totals,
     cut: Sums,
+    pair_cut: Option<PairSums>,
     log_tau: f64,
     raised: bool,
+    prompt_order: Option<usize>,
     level: Level,
 }
 
 /// Where the headline diversity comes from.
 #[derive(Clone, Copy, PartialEq)]
 enum Level {
+    /// From clusters within prompts, with the highest order `M` of `zeta`.
     Prompt(usize),
+    /// From embeddings.
+    Pairs(PairMeasure),
+    /// From clusters over the whole log.
     Marginal,
     Absent,
 }
 
 impl Level {
-    /// The documented rule: within prompts if enough prompts have several draws, else over the log.
-    fn choose(snapshot: &Snapshot, options: &Options) -> Self {
-        let units = |degree: usize| snapshot.lane.shared.units[degree - 1..].iter().flatten().sum::<u64>() as f64;
+    /// The documented rule: within prompts if enough prompts have several draws, else over the log. Embeddings stand in
+    /// where clusters say nothing.
+    fn by_rule(snapshot: &Snapshot, options: &Options, has_pairs: bool) -> Self {
         let config = &snapshot.config;
-        if !config.has_cluster {
-            return Level::Absent;
+        let (all, repeated) = (units_of(snapshot, 1), units_of(snapshot, 2));
+        if config.has_cluster && repeated >= 2.0 && (repeated >= options.repeated_share * all || !config.marginal()) {
+            return Level::Prompt(prompt_order(snapshot, options));
         }
-        let repeated = units(2);
-        if repeated >= 2.0 && (repeated >= options.repeated_share * units(1) || !config.marginal()) {
-            let enough = |order: &usize| units(order + 1) >= options.order_share * repeated && units(order + 1) >= 2.0;
-            return Level::Prompt((1..=options.max_order).rev().find(enough).unwrap_or(1));
+        match (config.marginal(), has_pairs) {
+            (true, _) => Level::Marginal,
+            (false, true) => Level::Pairs(PairMeasure::Rao),
+            (false, false) => Level::Absent,
         }
-        if config.marginal() { Level::Marginal } else { Level::Absent }
     }
+
+    /// What was asked for, if the log has it.
+    fn choose(snapshot: &Snapshot, options: &Options, has_pairs: bool) -> Result<Self> {
+        let config = &snapshot.config;
+        let refuse = |why: &str| Err(Error::Config(format!("diversity '{}' {why}", options.diversity.name())));
+        match options.diversity {
+            Choice::Auto => Ok(Level::by_rule(snapshot, options, has_pairs)),
+            Choice::Pairs(_) if !config.has_embedding => refuse("needs embeddings"),
+            Choice::Pairs(_) if snapshot.lane.shared.pair_units().iter().sum::<u64>() < 2 => {
+                refuse("needs at least two units with two or more responses")
+            }
+            Choice::Pairs(_) if !has_pairs => {
+                Err(Error::Overlap("no unit has two responses that the policy could give: there are no pairs".into()))
+            }
+            Choice::Pairs(measure) => Ok(Level::Pairs(measure)),
+            _ if !config.has_cluster => refuse("needs clusters"),
+            Choice::Marginal if !config.marginal() => refuse("needs clusters that mean the same in every prompt"),
+            Choice::Marginal => Ok(Level::Marginal),
+            _ if units_of(snapshot, 2) < 2.0 => refuse("needs at least two units with two or more responses"),
+            Choice::Coverage(draws) if prompt_order(snapshot, options) + 1 < draws => {
+                refuse(&format!("needs {draws} responses for nearly all units that have two"))
+            }
+            _ => Ok(Level::Prompt(prompt_order(snapshot, options))),
+        }
+    }
+}
+
+/// Units that can estimate cluster moments up to this degree.
+fn units_of(snapshot: &Snapshot, degree: usize) -> f64 {
+    snapshot.lane.shared.units[degree - 1..].iter().flatten().sum::<u64>() as f64
+}
+
+/// The largest order for which nearly all units with two draws have enough.
+fn prompt_order(snapshot: &Snapshot, options: &Options) -> usize {
+    let units = |order: usize| units_of(snapshot, order + 1);
+    let enough = |order: &usize| units(*order) >= options.order_share * units(1) && units(*order) >= 2.0;
+    (1..=options.max_order).rev().find(enough).unwrap_or(1)
 }
 
 impl Snapshot {
@@ -142,8 +188,37 @@ impl<'a> Reading<'a> {
         let log_tau = snapshot.feasible_cut(policy, wanted);
         let cut_totals = snapshot.truncated(policy, log_tau);
         let cut = Sums::new(&cut_totals, shared.units, scale);
-        let level = Level::choose(snapshot, options);
-        Ok(Reading { snapshot, policy, options, full, cut_totals, cut, log_tau, raised: log_tau > wanted, level })
+        let raised = log_tau > wanted;
+        let mut reading = Reading {
+            snapshot,
+            policy,
+            options,
+            full,
+            cut_totals,
+            cut,
+            pair_cut: None,
+            log_tau,
+            raised,
+            prompt_order: None,
+            level: Level::Absent,
+        };
+        reading.pair_cut = reading.pair_sums(&reading.cut_totals);
+        let has_pairs = reading.pair_cut.is_some();
+        reading.level = Level::choose(snapshot, options, has_pairs)?;
+        // Details within prompts come with them as the headline, and wherever the rule would show them.
+        reading.prompt_order = [reading.level, Level::by_rule(snapshot, options, has_pairs)]
+            .into_iter()
+            .find_map(|level| if let Level::Prompt(order) = level { Some(order) } else { None });
+        Ok(reading)
+    }
+
+    /// The measure that is the headline within prompts.
+    fn prompt_measure(&self, order: usize) -> Measure {
+        match self.options.diversity {
+            Choice::Gini => Measure::gini(),
+            Choice::Coverage(draws) => Measure::coverage(draws),
+            _ => Measure::entropy(order),
+        }
     }
 
     fn lane(&self) -> &PolicyLane {
@@ -180,13 +255,17 @@ impl<'a> Reading<'a> {
         let headline = utility.iter().find(|e| e.name == "sn_tips").cloned();
         let Some(u) = headline else { return Err(Error::Config("no utility estimate".into())) };
         let marginal = self.snapshot.config.marginal().then(|| self.marginal());
-        let prompt =
-            if let Level::Prompt(order) = self.level { Some(self.prompt(order, marginal.as_ref())) } else { None };
+        let prompt = self.prompt_order.map(|order| self.prompt(order, marginal.as_ref()));
+        let pairs = self.pairs();
         let over_log = marginal.as_ref().map(|m| self.over_log(m));
         let (level, d) = match self.level {
             Level::Prompt(order) => {
-                let name = format!("H_{order}");
+                let name = self.prompt_measure(order).name;
                 (Some("prompt"), prompt.as_ref().and_then(|p| p.control.iter().find(|m| m.name == name).cloned()))
+            }
+            Level::Pairs(measure) => {
+                let found = pairs.as_ref().and_then(|p| p.measures.iter().find(|m| m.name == measure.name()));
+                (Some("prompt"), found.cloned())
             }
             Level::Marginal => (Some("marginal"), over_log.as_ref().map(|m| m.entropy.clone())),
             Level::Absent => (None, None),
@@ -201,6 +280,7 @@ impl<'a> Reading<'a> {
             diversity_level: level,
             diversity: d,
             prompt,
+            pairs,
             marginal: over_log,
             variance,
             groups,

@@ -1,7 +1,57 @@
 //! What a reading of the state is asked for.
 
 use crate::error::{Error, Result};
-use crate::unit::MAX_ORDER;
+use crate::pairs::PairMeasure;
+use crate::unit::{MAX_DEGREE, MAX_ORDER};
+
+/// Which measure is the headline diversity.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// By the documented rule.
+    #[default]
+    Auto,
+    /// `H_M` within prompts, with the largest `M` that the log allows.
+    Entropy,
+    /// The Gini-Simpson index within prompts.
+    Gini,
+    /// `coverage@m` within prompts.
+    Coverage(usize),
+    /// The entropy of the clusters over the whole log.
+    Marginal,
+    /// A measure from embeddings.
+    Pairs(PairMeasure),
+}
+
+impl Choice {
+    /// The choice with this name.
+    pub fn named(name: &str) -> Result<Self> {
+        Ok(match name {
+            "auto" => Choice::Auto,
+            "h_m" => Choice::Entropy,
+            "gini" | "gini_simpson" => Choice::Gini,
+            "entropy" => Choice::Marginal,
+            "rao" => Choice::Pairs(PairMeasure::Rao),
+            "vendi" => Choice::Pairs(PairMeasure::Vendi),
+            other => {
+                let draws = other.strip_prefix("coverage@").and_then(|m| m.parse().ok());
+                let draws = draws.filter(|m| (2..=MAX_DEGREE).contains(m));
+                Choice::Coverage(draws.ok_or_else(|| Error::Config(format!("there is no diversity '{other}'")))?)
+            }
+        })
+    }
+
+    /// Its name.
+    pub fn name(self) -> String {
+        match self {
+            Choice::Auto => "auto".into(),
+            Choice::Entropy => "h_m".into(),
+            Choice::Gini => "gini_simpson".into(),
+            Choice::Coverage(draws) => format!("coverage@{draws}"),
+            Choice::Marginal => "entropy".into(),
+            Choice::Pairs(measure) => measure.name().into(),
+        }
+    }
+}
 
 /// Choices that a reading of the state leaves open.
 #[derive(Clone, Debug, PartialEq)]
@@ -10,6 +60,8 @@ pub struct Options {
     pub level: f64,
     /// `lambda`, reward units per unit of diversity.
     pub diversity_weight: f64,
+    /// The headline diversity.
+    pub diversity: Choice,
     /// Largest order `M` of `H_M` to use.
     pub max_order: usize,
     /// Prompt-level diversity is the headline if at least this share of the units has two draws.
@@ -27,6 +79,7 @@ impl Default for Options {
         Options {
             level: 0.95,
             diversity_weight: 1.0,
+            diversity: Choice::Auto,
             max_order: MAX_ORDER,
             repeated_share: 0.5,
             order_share: 0.9,

@@ -44,7 +44,7 @@ impl Reading<'_> {
             let half = t_of_level(level, j.groups as f64 - 1.0) * j.variance.sqrt();
             intervals.push(("jackknife", Interval::around(j.value, half)));
         }
-        if measure.offset == 0.0 && measure.name != "gini_simpson" || measure.order() == 1 {
+        if measure.has_bounds() {
             intervals.push(("robust", self.bounded_measure(measure, degree, level, false)));
             intervals.push(("certified", self.bounded_measure(measure, degree, level, true)));
         }

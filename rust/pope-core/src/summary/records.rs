@@ -124,6 +124,21 @@ record! {
 }
 
 record! {
+    /// Diversity within prompts from embeddings.
+    #[derive(Clone, Debug)]
+    pub struct PairDiversity {
+        /// Units with two draws or more.
+        units_used: u64,
+        /// Units left out.
+        units_left_out: u64,
+        /// Measures, normalized by the pairs.
+        measures: Vec<Named>,
+        /// Measures in control form.
+        control: Vec<Named>,
+    }
+}
+
+record! {
     /// Diversity over the whole log.
     #[derive(Clone, Debug)]
     pub struct MarginalDiversity {
@@ -181,6 +196,8 @@ record! {
         diversity: Option<Named>,
         /// Details within prompts.
         prompt: Option<PromptDiversity>,
+        /// Details from embeddings.
+        pairs: Option<PairDiversity>,
         /// Details over the log.
         marginal: Option<MarginalDiversity>,
         /// Variance of V.

@@ -2,7 +2,7 @@
 
 use super::{Difference, Level, Named, Reading, VarianceParts, named_t};
 use crate::cut::{A, N, Point};
-use crate::diversity::{self, Measure};
+use crate::diversity;
 use crate::interval::{self, Interval, t_of_level};
 use crate::jackknife::{JointJackknife, jackknife_pairs};
 use crate::marginal;
@@ -43,10 +43,19 @@ impl Reading<'_> {
             self.cut.leave_one_out(1).iter().map(|(m, p)| (*m, vec![u(p)])).collect();
         match self.level {
             Level::Prompt(order) => {
-                let h = |p: &Point| Measure::entropy(order).of_control(p);
+                let measure = self.prompt_measure(order);
+                let h = |p: &Point| measure.of_control(p);
                 whole.push(h(&self.cut.whole(order + 1)));
                 let others = self.cut.leave_one_out(order + 1);
                 without.iter_mut().zip(&others).for_each(|((_, x), (_, p))| x.push(h(p)));
+            }
+            Level::Pairs(measure) => {
+                if let Some(sums) = &self.pair_cut {
+                    let width = self.snapshot.width;
+                    whole.push(measure.of(&sums.whole(), width));
+                    let others = sums.leave_one_out();
+                    without.iter_mut().zip(&others).for_each(|((_, x), (_, p))| x.push(measure.of(p, width)));
+                }
             }
             Level::Marginal => {
                 let m = self.marginal();
@@ -72,12 +81,19 @@ impl Reading<'_> {
                 method,
             }
         };
+        let (_, span) = self.span();
+        if let Some((measure, sums)) = self.headline_pairs() {
+            let u = utility::self_normalized(&self.cut);
+            let d = measure.estimate(sums, self.snapshot.width);
+            let covariance = self.pair_covariance(measure, sums, span);
+            return Some(parts((span * u.standard_error).powi(2), d.standard_error.powi(2), covariance, "delta"));
+        }
         if let Level::Prompt(order) = self.level {
-            let (_, span) = self.span();
             let (all, used) = (self.cut.whole(1), self.cut.whole(order + 1));
             let u = utility::self_normalized(&self.cut);
-            let d = diversity::estimate(&Measure::entropy(order), &self.cut, order + 1);
-            let influence = diversity::influence(&Measure::entropy(order), &used);
+            let measure = self.prompt_measure(order);
+            let d = diversity::estimate(&measure, &self.cut, order + 1);
+            let influence = diversity::influence(&measure, &used);
             let phi_u = [(N, span / all.mean(A)), (A, -u.value * span / all.mean(A))];
             let products = influence.sum_of_products(&self.cut, order + 1, &phi_u);
             // The same n / (n - 1) as in the variances, so that Cauchy-Schwarz and L1 hold exactly.
@@ -111,11 +127,12 @@ impl Reading<'_> {
         if let Some(half) = error.map(|se| t_of_level(level, df) * se) {
             let m = self.truncated_share();
             let scaled = interval::worst_case_tail((u.value - low) / span, 0.0, m).affine(low, span);
-            let zero = match self.level {
-                Level::Prompt(order) => {
+            let zero = match (self.level, self.headline_pairs()) {
+                (Level::Prompt(order), _) => {
                     let p = self.cut.whole(order + 1);
-                    Measure::entropy(order).worst_case_tail(diversity::zeta_control(&p), 0.0, m)
+                    self.prompt_measure(order).worst_case_tail(diversity::zeta_control(&p), 0.0, m)
                 }
+                (_, Some((measure, sums))) => self.pair_tail(measure, sums, m),
                 _ => marginal::worst_case_tail(d.value, 0.0, m, self.n_clusters()),
             };
             let sum = scaled.plus(zero, lambda);
@@ -129,8 +146,10 @@ impl Reading<'_> {
         for (name, u_part, finite_sample) in parts {
             let d_part = match self.level {
                 Level::Prompt(order) => {
-                    Some(self.bounded_measure(&Measure::entropy(order), order + 1, strict, finite_sample))
+                    let measure = self.prompt_measure(order);
+                    measure.has_bounds().then(|| self.bounded_measure(&measure, order + 1, strict, finite_sample))
                 }
+                Level::Pairs(measure) => self.pair_bounds(measure, strict, finite_sample),
                 _ => self.marginal_bounds(strict, finite_sample),
             };
             if let Some(d_part) = d_part {
