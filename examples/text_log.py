@@ -14,13 +14,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+
+import pope_fast as pope
+from pope_fast.cluster import agreement
 from pope_fast.score import HFPolicy
 from pope_fast.simulate.text_models import make_model, make_tokenizer, mixture, train, world_examples
 from pope_fast.simulate.text_world import TextWorld
 
-import pope_fast as pope
-
 PROMPTS, RESPONSES, FRESH = 200, 8, 40
+LONGEST = 32  # tokens
 
 
 def with_feedback(world: TextWorld, drawn: pa.Table, seed: int) -> pa.Table:
@@ -62,9 +64,13 @@ def main() -> None:
     world = TextWorld(n_prompts=PROMPTS, n_perspectives=4, n_phrasings=8)
     logger, others, tokenizer = train_models(world)
 
+    def answers(model: Any, k: int, seed: int) -> pa.Table:
+        questions = list(world.prompts)
+        drawn = pope.sample(model, questions, k, processing_class=tokenizer, max_new_tokens=LONGEST, seed=seed)
+        return drawn.to_arrow()
+
     # What a team has: prompts, responses, log-probs of the model that wrote them, and feedback.
-    drawn = pope.sample(logger, list(world.prompts), k=RESPONSES, processing_class=tokenizer, seed=1).to_arrow()
-    log = with_feedback(world, drawn, seed=2)
+    log = with_feedback(world, answers(logger, RESPONSES, seed=1), seed=2)
 
     # What it adds: the other models' log-probs, and clusters that are found from the text.
     policies = [HFPolicy(name, model, processing_class=tokenizer) for name, model in others.items()]
@@ -73,13 +79,19 @@ def main() -> None:
     evaluation = pope.evaluate(clustered.log, reward_range=(0, 1), diversity_weight=0.1)
     print(evaluation)
 
-    print("\nand the truth, from fresh answers:\n")
+    # The clusters that were found are finer than the perspectives: words tell wordings apart as well. With the
+    # perspectives as the world knows them, D can be held against its truth too.
+    perspectives = pa.array(true_clusters(world, log))
+    agreed = agreement(clustered.labels, perspectives, clustered.log.to_arrow()["prompt_id"])
+    print(f"\nfound clusters against the perspectives: {agreed}")
+    known = pope.evaluate(scored.to_arrow().append_column("cluster", perspectives), reward_range=(0, 1))
+
+    print("\nestimates with known perspectives, and the truth from fresh answers:\n")
     print(f"{'policy':10}  {'U estimated':28}  {'U true':>7}  {'D estimated':28}  {'D true':>7}")
     for name, model in others.items():
-        fresh = pope.sample(model, list(world.prompts), k=FRESH, processing_class=tokenizer, seed=3).to_arrow()
-        rated = with_feedback(world, fresh, seed=4)
+        rated = with_feedback(world, answers(model, FRESH, seed=3), seed=4)
         # A fresh draw is its own target: every weight is 1, and D is that of the perspectives as they are known.
-        known = pa.table(
+        own = pa.table(
             {
                 "prompt_id": rated["prompt_id"],
                 "reward": rated["reward"],
@@ -88,13 +100,13 @@ def main() -> None:
                 "cluster": true_clusters(world, rated),
             }
         )
-        truth = pope.evaluate(known, reward_range=(0, 1))["target"]
-        utility, diversity = evaluation[name].utility, evaluation[name].diversity
+        truth = pope.evaluate(own, reward_range=(0, 1))["target"]
+        utility, diversity = known[name].utility, known[name].diversity
         assert diversity is not None
         assert truth.diversity is not None
         print(
             f"{name:10}  {utility!s:28}  {truth.utility.value:7.3f}  {diversity!s:28}  {truth.diversity.value:7.3f}"
-            f"   {evaluation[name].verdict.level}"
+            f"   {known[name].verdict.level}"
         )
 
 

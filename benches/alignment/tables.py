@@ -251,9 +251,7 @@ def ablation(found: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             f"## Ablation: difference from POPE at lambda = {ABLATED:g}, paired by world",
-            table(
-                ["variant", "what it is", "utility", "entropy", "coverage@4", "value V", "worst group", "unclear"], rows
-            ),
+            table(["variant", "what it is", *names], rows),
         ]
     )
 

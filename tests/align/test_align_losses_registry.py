@@ -109,7 +109,7 @@ def test_the_package_is_imported_without_torch_until_losses_are() -> None:
     code = "import sys, pope_fast.align; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
     code = (
-        "import sys\nsys.modules['torch'] = None\ntry:\n import pope_fast.align.losses\nexcept Exception as e: print(e)"
+        "import sys\nsys.modules['torch'] = None\ntry: import pope_fast.align.losses\nexcept Exception as e: print(e)"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout
     assert "pip install 'pope_fast[torch]'" in shown

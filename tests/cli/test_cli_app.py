@@ -20,11 +20,11 @@ def test_version(run: Run) -> None:
 def test_help_names_every_verb(run: Run) -> None:
     outcome = run("--help")
     assert outcome.code == 0
-    for verb in ("evaluate", "validate", "simulate"):
+    for verb in ("validate", "score", "cluster", "evaluate", "sample", "simulate", "align"):
         assert verb in outcome.stdout
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "validate", "simulate"])
+@pytest.mark.parametrize("verb", ["validate", "score", "cluster", "evaluate", "sample", "simulate", "align"])
 def test_every_verb_has_help(run: Run, verb: str) -> None:
     outcome = run(verb, "--help")
     assert outcome.code == 0

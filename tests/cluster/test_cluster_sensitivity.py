@@ -173,6 +173,8 @@ def test_logs_whose_clusters_have_no_threshold(clustered: Path) -> None:
         found = cluster(text_log(), **options)  # type: ignore[arg-type]
         with pytest.raises(PopeError, match="have no threshold that could be moved"):
             cluster_sensitivity(found.log)
+    with pytest.raises(PopeError, match="does not depend on clusters"):
+        cluster_sensitivity(clustered, diversity="rao")
     with pytest.raises(PopeError, match="thresholds are similarities"):
         cluster_sensitivity(clustered, thresholds=[2.0])
 

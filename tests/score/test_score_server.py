@@ -11,7 +11,8 @@ import pytest
 from score_worlds import ModelServer, naive_sums, serving, token_log
 
 from pope_fast.errors import PopeError, PopeWarning
-from pope_fast.score import ServerPolicy, read_provenance, score
+from pope_fast.score import ServerPolicy, jobs, read_provenance, score
+from pope_fast.score import server as http
 from pope_fast.score.encoding import Encoder
 from pope_fast.score.plan import Plan, make_plan
 from pope_fast.score.server import ServerScorer
@@ -37,7 +38,7 @@ def expected(model: Any, table: pa.Table) -> Any:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pope_fast.score.server._FIRST_WAIT", 0.001)
+    monkeypatch.setattr(http, "_FIRST_WAIT", 0.001)
 
 
 def plan_of(table: pa.Table) -> Plan:
@@ -191,7 +192,7 @@ def test_failures_that_pass_are_waited_out(model: Any, table: pa.Table, expected
 def test_a_server_that_dies_half_way_keeps_what_it_gave(
     model: Any, table: pa.Table, expected: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pope_fast.score.jobs._SERVER_BATCH", 24)
+    monkeypatch.setattr(jobs, "_SERVER_BATCH", 24)
     server = ModelServer(model, "vllm")
     limit = 8
 

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import numpy as np
 import pytest
 
 from pope_fast.errors import PopeError, PopeWarning
+from pope_fast.score import workers
 from pope_fast.score.files import is_locked, lock_file, write_synced
 from pope_fast.score.plan import Plan, make_plan
 from pope_fast.score.store import DiskStore, Job, MemoryStore, Part
+from pope_fast.score.workers import Workers, find_workers
 
 KEY = {"the model": "m", "versions": {"torch": "2"}}
 COLUMN = "target_logprob/a/b c"
@@ -382,3 +385,51 @@ def test_the_manifest_is_readable_by_people(opened: DiskStore) -> None:
     opened.job(COLUMN, KEY, {"budget": 5})
     manifest = json.loads((opened.folder / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["jobs"][COLUMN]["key"] == KEY
+
+
+@pytest.mark.parametrize(("failure", "ran"), [(None, ["others"]), ("the output exists", [])])
+def test_all_processes_fail_if_the_first_does(
+    monkeypatch: pytest.MonkeyPatch, failure: str | None, ran: list[str]
+) -> None:
+    sent: list[str | None] = []
+    received: list[str | None] = []
+    for rank in (0, 1):
+
+        @contextmanager
+        def messages(rank: int = rank) -> Iterator[Any]:
+            yield lambda message: sent.append(message) if rank == 0 else failure
+
+        def first() -> None:
+            if failure is not None:
+                raise PopeError(failure)
+
+        called: list[str | None] = []
+        monkeypatch.setattr(workers, "_messages", messages)
+        with pytest.raises(PopeError, match=failure) if failure else nullcontext():
+            Workers(rank, 2).first_then_all(first, lambda called=called: called.append("others"))
+        received += called
+    assert sent == [failure]
+    assert received == ran
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [({}, (0, 1)), ({"RANK": "1", "WORLD_SIZE": "2"}, (1, 2)), ({"WORLD_SIZE": "1"}, (0, 1))],
+)
+def test_a_launcher_says_which_process_this_is(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: tuple[int, int]
+) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+        if name in environment:
+            monkeypatch.setenv(name, environment[name])
+    assert find_workers() == expected
+
+
+@pytest.mark.parametrize("environment", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "2", "RANK": "2"}, {"WORLD_SIZE": "x"}])
+def test_a_launcher_that_says_half_of_it(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(PopeError, match="WORLD_SIZE"):
+        find_workers()

@@ -201,10 +201,12 @@ def cluster_sensitivity(
     Raises
     ------
     PopeError
-        If the log does not say how it was clustered, or its clusters have no threshold.
+        If the log does not say how it was clustered, its clusters have no threshold, or D is not measured by clusters.
     SchemaError
         If the texts or embeddings are no longer there.
     """
+    if options.get("diversity") in ("rao", "vendi"):
+        raise PopeError("D from embeddings does not depend on clusters: there is no sensitivity to their threshold")
     opened = _open(log, policies, options)
     column = opened.columns.get("cluster")
     info = None if column is None else read_clusters(opened.schema).get(column)

@@ -23,7 +23,8 @@ MAX_LABELS = 65_536
 NULL_REMEDIES = {
     "behavior_logprob": "score the response under the policy that produced it, or drop the row; "
     "a missing propensity is never assumed to be 1",
-    "target_logprob": "score the response under the target policy, or drop the row",
+    "target_logprob": "score the response under the target policy, or drop the row; where pope score could "
+    "not, the column score_error/NAME says why",
     "reward": "drop the rows without feedback",
     "cluster": "give every response a cluster (its own if it is like no other), or leave the column out",
     "prompt_id": "give every row its prompt",

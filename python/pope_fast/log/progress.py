@@ -27,11 +27,16 @@ class Meter:
         None shows the bar only if standard error is a terminal; True whatever it is; False never.
     label : str
         What is being done.
+    unit : str
+        What is counted.
     """
 
-    def __init__(self, total: int | None, shown: bool | None = None, label: str = "reading") -> None:
+    def __init__(
+        self, total: int | None, shown: bool | None = None, label: str = "reading", unit: str = "rows"
+    ) -> None:
         self.total = total
         self.label = label
+        self.unit = unit
         self.rows = 0
         self._wanted = sys.stderr.isatty() if shown is None else shown
         self._began = self._drawn = time.monotonic()
@@ -58,7 +63,7 @@ class Meter:
         self._drawn = now
         if self._progress is not None and self._task is not None:
             rate = self.rows / max(now - self._began, 1e-9)
-            self._progress.update(self._task, completed=self.rows, rate=f"{_short(rate)} rows/s")
+            self._progress.update(self._task, completed=self.rows, rate=f"{_short(rate)} {self.unit}/s")
 
     def _start(self) -> None:
         from rich.console import Console
@@ -67,7 +72,7 @@ class Meter:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.percentage:>3.0f} %" if self.total else "{task.completed:,.0f} rows"),
+            TextColumn("{task.percentage:>3.0f} %" if self.total else f"{{task.completed:,.0f}} {self.unit}"),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn() if self.total else TimeElapsedColumn(),
             console=Console(stderr=True),

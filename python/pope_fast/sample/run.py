@@ -197,7 +197,7 @@ def _draw(
         found = _stop_ids(active, encoder, read.source == "template") if stop_ids is None else None
         stops = list(stop_ids or ()) if found is None else found
         notes = _notes(active, sampling, found)
-        meter = Meter(len(read.ids) * k, progress, "sampling")
+        meter = Meter(len(read.ids) * k, progress, "sampling", unit="draws")
         try:
             draws = decode(active, read.ids, keys, sampling, stops, token_budget=token_budget, advance=meter.advance)
         finally:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from pope_fast.errors import PopeError, SchemaError
 from pope_fast.log import FeedbackLog
+from pope_fast.log.progress import Meter
 from pope_fast.score.encoding import Encoder
 from pope_fast.score.loading import (
     file_stamp,
@@ -26,7 +27,6 @@ from pope_fast.score.metadata import Provenance, read_provenance
 from pope_fast.score.output import CopiedColumn, Names, ScoredColumn
 from pope_fast.score.plan import Plan, make_plan
 from pope_fast.score.policies import ColumnPolicy, HFPolicy, Policy, ServerPolicy
-from pope_fast.score.progress import TokenMeter
 from pope_fast.score.rows import Tokenized, tokenize_log
 from pope_fast.score.store import DiskStore, Job, MemoryStore, Part
 from pope_fast.score.workers import default_device
@@ -294,9 +294,8 @@ class Work:
         sizes = plan.batch_tokens
         batches = self.store.share(job.missing(plan))
         while True:
-            meter = TokenMeter(
-                int(sizes[batches].sum()), self.options.progress if self.first else False, f"scoring {task.label}"
-            )
+            shown = self.options.progress if self.first else False
+            meter = Meter(int(sizes[batches].sum()), shown, f"scoring {task.label}", unit="tokens")
             try:
                 for part in run(batches) if batches else ():
                     job.add(part)

@@ -55,8 +55,9 @@ class LossSpec:
         ``cluster``; ``tokens`` (log-probabilities of tokens); ``lengths``; ``responses`` (two or more to some prompt);
         ``ref`` (uses the reference policy, which is the behavior policy where none is given).
     additive : bool
-        Whether, with the default options, the loss of a batch is the mean of the losses of its parts weighted by their
-        numbers of prompts, so that gradient accumulation is exact in one pass. If not: :func:`backward_plan`.
+        Whether, with the default options and two or more responses to every prompt, the loss of a batch is the mean of
+        the losses of its parts weighted by their numbers of prompts, so that gradient accumulation is exact in one
+        pass. If not: :func:`backward_plan`.
     """
 
     name: str
