@@ -12,11 +12,9 @@ import argparse
 import json
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -57,7 +55,10 @@ def make_model(device: str, dtype: str, size: str) -> Any:
         "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32},
     }
     config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY, max_position_embeddings=2048, num_key_value_heads=8 if size == "1b" else 4, **shapes[size]
+        vocab_size=VOCABULARY,
+        max_position_embeddings=2048,
+        num_key_value_heads=8 if size == "1b" else 4,
+        **shapes[size],
     )
     model = transformers.LlamaForCausalLM(config)
     # Wider than at the start of training: log-probs that differ from token to token.
@@ -117,7 +118,9 @@ def trl_fused(model: Any, job: Job, batch: int) -> Callable[[], Sums]:
     """Return a function that uses the head that TRL's trainers put on their models."""
     from trl.trainer.utils import add_fused_lm_head
 
-    add_fused_lm_head(model)
+    if not hasattr(model, "has_fused_head"):
+        add_fused_lm_head(model)
+        model.has_fused_head = True
     ids = matrices(job, model.device.type)
 
     def run() -> Sums:
@@ -178,15 +181,18 @@ WAYS: dict[str, tuple[Callable[[Any, Job, int], Callable[[], Sums]], tuple[int, 
 
 
 def measure(way: str, job: Job, tokens: int, model: Any, repeats: int) -> dict[str, Any]:
-    """Return the times of some runs after a first one, and the sums."""
+    """Return the times of some runs after a small one, and the sums."""
     import torch
 
     device = model.device.type
-    run = WAYS[way][0](model, job, max(1, tokens // (job.prompt + COMPLETION)))
+    batch = max(1, tokens // (job.prompt + COMPLETION))
+    small = replace(job, rows=max(job.responses, job.rows // 8 // job.responses * job.responses))
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     seconds, cpu = [], []
     with torch.no_grad():
-        for _ in range(repeats + 1):
+        WAYS[way][0](model, small, batch)()
+        run = WAYS[way][0](model, job, batch)
+        for _ in range(repeats):
             wait()
             started = time.perf_counter(), time.process_time()
             sums = run()
@@ -196,8 +202,8 @@ def measure(way: str, job: Job, tokens: int, model: Any, repeats: int) -> dict[s
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else kilobytes * 1024
     return {
-        "median_s": statistics.median(seconds[1:]),
-        "cpu_s": statistics.median(cpu[1:]),
+        "median_s": statistics.median(seconds),
+        "cpu_s": statistics.median(cpu),
         "peak_bytes": peak,
         "sums": sums.tolist(),
     }
@@ -213,7 +219,7 @@ def choose(way: str, job: Job, model: Any) -> dict[str, Any]:
             if "memory" not in str(error):
                 raise
     best = min(found, key=found.__getitem__)
-    return {"tokens": best, "median_s": found[best]}
+    return {"tokens": best, "median_s": found[best], "tried": found}
 
 
 def main() -> None:
@@ -242,8 +248,7 @@ def main() -> None:
         result = choose(args.way, job, model)
     else:
         result = measure(args.way, job, args.tokens, model, args.repeats)
-    print(json.dumps(result), flush=True)
-    sys.stdout.flush()
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from pope_fast.errors import PopeWarning
 
 if TYPE_CHECKING:
     from pope_fast.evaluate.results import Evaluation
+    from pope_fast.evaluate.sensitivity import ClusterSensitivity
 
 
 class FailOn(StrEnum):
@@ -61,8 +62,16 @@ def evaluate(
     reward_range: RangeOption = None,
     estimator: Annotated[str, typer.Option(metavar="NAME", help="Estimator of U that is shown first.")] = "sn_tips",
     cluster_scope: Annotated[
-        ClusterScope, typer.Option(help="Whether a cluster means the same in every prompt of the log.")
-    ] = ClusterScope.log,
+        ClusterScope | None,
+        typer.Option(
+            help="Whether a cluster means the same in every prompt; by default what the log says, else log.",
+            show_default=False,
+        ),
+    ] = None,
+    cluster_sensitivity: Annotated[
+        bool,
+        typer.Option("--cluster-sensitivity", help="Cluster again at other thresholds: how D and V depend on them."),
+    ] = False,
     aa_policy: Annotated[
         str | None,
         typer.Option(metavar="COLUMN", help="Behavior policy scored a second time: measures log-prob noise."),
@@ -107,22 +116,23 @@ def evaluate(
         known = _truth(truth)
         # What the reader of the log warns about comes with the evaluation, and is printed with it.
         warnings.simplefilter("ignore", PopeWarning)
+        opened = read_log(
+            log,
+            columns=columns or None,
+            policies=policies,
+            reward_range=bounds,
+            unit=unit,
+            progress=False if quiet else None,
+        )
         evaluation = estimate(
-            read_log(
-                log,
-                columns=columns or None,
-                policies=policies,
-                reward_range=bounds,
-                unit=unit,
-                progress=False if quiet else None,
-            ),
+            opened,
             diversity=diversity,
             diversity_weight=diversity_weight,
             diversity_order=diversity_order,
             estimator=estimator,
             level=level,
             unit=unit,
-            cluster_scope=cluster_scope.value,
+            cluster_scope=None if cluster_scope is None else cluster_scope.value,
             thresholds=thresholds,
             aa_policy=aa_policy,
             fresh=_fresh(fresh),
@@ -131,7 +141,24 @@ def evaluate(
             progress=False if quiet else None,
         )
         pairs = [(d.a, d.b) for d in (evaluation.compare(a, b) for a, b in compared)]
-        _deliver(evaluation, known, pairs, json_to, html_to, quiet)
+        sensitivity = None
+        if cluster_sensitivity:
+            from pope_fast.evaluate.sensitivity import cluster_sensitivity as vary
+
+            sensitivity = vary(
+                opened,
+                diversity=diversity,
+                diversity_weight=diversity_weight,
+                diversity_order=diversity_order,
+                estimator=estimator,
+                level=level,
+                unit=unit,
+                gates=thresholds,
+                aa_policy=aa_policy,
+                threads=threads,
+                progress=False if quiet else None,
+            )
+        _deliver(evaluation, known, pairs, json_to, html_to, quiet, sensitivity)
     if fail_on is not None and evaluation.verdict.at_least(fail_on.value):
         typer.echo(f"verdict: {evaluation.verdict.level} (--fail-on {fail_on.value})", err=True)
         raise typer.Exit(1)
@@ -152,6 +179,7 @@ def _deliver(
     json_to: str | None,
     html_to: str | None,
     quiet: bool,
+    sensitivity: ClusterSensitivity | None = None,
 ) -> None:
     if html_to is not None:
         from pope_fast.report.html import render_page
@@ -160,7 +188,10 @@ def _deliver(
     if json_to is not None:
         from pope_fast.report.json import dumps
 
-        text = dumps(evaluation.to_json())
+        content = evaluation.to_json()
+        if sensitivity is not None:
+            content["pope"]["cluster_sensitivity"] = sensitivity.to_dict()
+        text = dumps(content)
         if json_to == "-":
             typer.echo(text)
             return
@@ -176,6 +207,8 @@ def _deliver(
             console.print(render(evaluation, width=width, truth=truth, compare=pairs, ascii_only=plain))
         else:
             typer.echo(render_text(evaluation, width=width, truth=truth, compare=pairs, ascii_only=plain))
+        if sensitivity is not None:
+            typer.echo(f"\n{sensitivity}")
 
 
 def _fresh(values: Sequence[str] | None) -> str | dict[str, str] | None:

@@ -14,6 +14,7 @@ from pope_fast.evaluate.results import (
     VarianceParts,
 )
 from pope_fast.evaluate.run import DIVERSITIES, ESTIMATORS, evaluate
+from pope_fast.evaluate.sensitivity import ClusterSensitivity, PolicySensitivity, cluster_sensitivity
 from pope_fast.evaluate.verdict import DEFAULT_THRESHOLDS
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "ESTIMATORS",
     "AACalibration",
     "BridgeCheck",
+    "ClusterSensitivity",
     "Diagnostics",
     "Difference",
     "DiversitySummary",
@@ -30,8 +32,10 @@ __all__ = [
     "EvaluationSettings",
     "Finding",
     "Interval",
+    "PolicySensitivity",
     "PolicyValue",
     "VarianceParts",
     "Verdict",
+    "cluster_sensitivity",
     "evaluate",
 ]

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pope_fast import _core
+from pope_fast.cluster.metadata import read_clusters
 from pope_fast.errors import PopeError, PopeWarning, SchemaError
 from pope_fast.evaluate.bridge import bridge_checks
 from pope_fast.evaluate.differences import Side, make_difference
@@ -50,7 +51,7 @@ def evaluate(
     level: float = 0.95,
     unit: str | None = None,
     reward_range: tuple[float, float] | None = None,
-    cluster_scope: Literal["log", "prompt"] = "log",
+    cluster_scope: Literal["log", "prompt"] | None = None,
     diversity_order: int = 3,
     thresholds: Mapping[str, float] | None = None,
     aa_policy: str | None = None,
@@ -81,8 +82,9 @@ def evaluate(
         What is independent: "prompt" (default), "row", or a column. Every unit counts the same.
     reward_range : (low, high), optional
         Bounds of the reward. Without them the observed ones are used, and the result says so.
-    cluster_scope : {"log", "prompt"}
-        Whether a cluster label means the same in every prompt.
+    cluster_scope : {"log", "prompt"}, optional
+        Whether a cluster label means the same in every prompt. By default what :func:`pope_fast.cluster` wrote into
+        the log's metadata, else "log".
     diversity_order : int
         Largest order M of the headline H_M (1 to 3).
     thresholds : mapping of str to float, optional
@@ -131,7 +133,7 @@ def evaluate(
     """
     if estimator not in ESTIMATORS:
         raise PopeError(f"there is no estimator {estimator!r}; there are: {', '.join(ESTIMATORS)}")
-    if cluster_scope not in ("log", "prompt"):
+    if cluster_scope not in ("log", "prompt", None):
         raise PopeError(f"cluster_scope must be 'log' or 'prompt', not {cluster_scope!r}")
     diversity = {"gini": "gini_simpson"}.get(diversity, diversity)
     if diversity not in DIVERSITIES:
@@ -146,8 +148,9 @@ def evaluate(
     opened = _open(log, policies, reward_range, unit)
     unit = opened.unit if unit is None else unit
     names = _names(opened, policies)
+    scope, scope_warnings = _scope(opened, cluster_scope)
     bounds = _range(opened, reward_range)
-    job = _Job(opened, names, _usable(bounds), unit, diversity, cluster_scope, aa_policy, threads)
+    job = _Job(opened, names, _usable(bounds), unit, diversity, scope, aa_policy, threads)
     state, aa = job.read(progress)
     snapshot = state.snapshot()
     labels = {"cluster": opened.cluster_labels, "group": opened.group_labels}
@@ -181,7 +184,7 @@ def evaluate(
         level=level,
         unit=unit,
         reward_range=bounds,
-        cluster_scope=cluster_scope,
+        cluster_scope=scope,
         estimator=estimator,
         thresholds=gates,
         source=opened.source,
@@ -193,7 +196,7 @@ def evaluate(
         settings=settings,
         behavior=_behavior(snapshot.behavior(level=level), level),
         differences=_differences(snapshot, results, summaries, options),
-        warnings=(*opened.warnings, *_warn_of(origins)),
+        warnings=(*opened.warnings, *scope_warnings, *_warn_of(origins)),
     )
 
 
@@ -216,6 +219,22 @@ def _open(log: Any, policies: Any, reward_range: tuple[float, float] | None, uni
     if policies is not None and not isinstance(policies, Mapping):
         policies = list(policies)
     return read_log(log, policies=policies, reward_range=reward_range, unit=unit or "prompt")
+
+
+def _scope(log: FeedbackLog, asked: Literal["log", "prompt"] | None) -> tuple[Literal["log", "prompt"], list[str]]:
+    """Return whether a label means the same in every prompt, as asked for or as the log says, and what to warn of."""
+    column = log.columns.get("cluster")
+    info = None if column is None else read_clusters(log.schema).get(column)
+    if asked is None:
+        return ("log" if info is None else info.scope), []
+    if asked == "prompt" or info is None or info.scope == "log":
+        return asked, []
+    message = (
+        f"column {column!r} was clustered within each prompt: its labels mean something else in every prompt, and are "
+        "compared across prompts all the same, because cluster_scope is 'log'"
+    )
+    warnings.warn(message, PopeWarning, stacklevel=3)
+    return asked, [message]
 
 
 def _names(log: FeedbackLog, policies: Mapping[str, str] | Iterable[str] | None) -> list[str]:
