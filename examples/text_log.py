@@ -59,8 +59,8 @@ def train_models(world: TextWorld) -> tuple[Any, dict[str, Any], Any]:
     return logger, others, tokenizer
 
 
-def main() -> None:
-    """Make the log, evaluate it, and compare with the truth."""
+def main() -> list[tuple[str, pope.PolicyValue, pope.PolicyValue]]:
+    """Make the log, evaluate it, and compare with the truth: name, estimate and truth of each checkpoint."""
     world = TextWorld(n_prompts=PROMPTS, n_perspectives=4, n_phrasings=8)
     logger, others, tokenizer = train_models(world)
 
@@ -88,6 +88,7 @@ def main() -> None:
 
     print("\nestimates with known perspectives, and the truth from fresh answers:\n")
     print(f"{'policy':10}  {'U estimated':28}  {'U true':>7}  {'D estimated':28}  {'D true':>7}")
+    compared = []
     for name, model in others.items():
         rated = with_feedback(world, answers(model, FRESH, seed=3), seed=4)
         # A fresh draw is its own target: every weight is 1, and D is that of the perspectives as they are known.
@@ -108,6 +109,8 @@ def main() -> None:
             f"{name:10}  {utility!s:28}  {truth.utility.value:7.3f}  {diversity!s:28}  {truth.diversity.value:7.3f}"
             f"   {known[name].verdict.level}"
         )
+        compared.append((name, known[name], truth))
+    return compared
 
 
 if __name__ == "__main__":

@@ -453,7 +453,8 @@ def _diversity(total: Statistics, objective: Objective, referred: bool) -> Tenso
         if float(total.prompts.detach()) < diversity.degree:
             raise PopeError(
                 f"marginal diversity {diversity.measure!r} of order {diversity.order} needs {diversity.degree} prompts "
-                f"in a batch, not {float(total.prompts.detach()):g}. Remedy: larger batches, or a RunningMarginal as reference."
+                f"in a batch, not {float(total.prompts.detach()):g}. Remedy: larger batches, or a RunningMarginal as "
+                "reference."
             )
         e = elementary(list(total.masses))
         powers = [e[d].sum() / falling(total.prompts, d) for d in range(2, len(b) + 1)]

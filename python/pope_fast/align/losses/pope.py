@@ -97,6 +97,8 @@ def pope_loss(
     if form not in get_args(Form) or baseline not in get_args(Baseline):
         raise PopeError(f"form is 'score' or 'direct' and baseline one of {', '.join(get_args(Baseline))}")
     _check(batch, objective, form, reference)
+    if reference is not None:
+        reference = reference.to(batch.prompt.device)
     rows = weigh(batch, objective, normalizer)
     statistics = pope_statistics(batch, objective, rows=rows, reference=reference, normalizer=normalizer)
     referred = reference is not None
