@@ -17,13 +17,15 @@ multiplicities with :func:`pope_fast.reference.units.expand_draws` and use ``uni
 Modules: ``units`` (units, draws, buckets), ``weights`` (log-probabilities to weights), ``utility``,
 ``marginal`` (entropy of the average policy), ``diversity`` (within-prompt polynomials), ``welfare``,
 ``value`` (U + lambda D), ``intervals``, ``jackknife``, ``tails`` (generalized Pareto, PSIS),
-``diagnostics``, ``bounds`` (variance inequalities), ``special`` (Student quantiles).
+``diagnostics``, ``bounds`` (variance inequalities), ``clustering`` (responses to one prompt),
+``special`` (Student quantiles).
 """
 
 from __future__ import annotations
 
 from pope_fast.reference import (
     bounds,
+    clustering,
     diagnostics,
     diversity,
     intervals,
@@ -40,6 +42,7 @@ from pope_fast.reference import (
 
 __all__ = [
     "bounds",
+    "clustering",
     "diagnostics",
     "diversity",
     "intervals",
