@@ -16,14 +16,16 @@ multiplicities with :func:`pope_fast.reference.units.expand_draws` and use ``uni
 
 Modules: ``units`` (units, draws, buckets), ``weights`` (log-probabilities to weights), ``utility``,
 ``marginal`` (entropy of the average policy), ``diversity`` (within-prompt polynomials), ``pairs`` (diversity from
-embeddings), ``welfare``, ``value`` (U + lambda D), ``intervals``, ``jackknife``, ``tails`` (generalized Pareto, PSIS),
-``diagnostics``, ``bounds`` (variance inequalities), ``special`` (Student quantiles).
+embeddings), ``clustering`` (responses to one prompt), ``welfare``, ``value`` (U + lambda D), ``intervals``,
+``jackknife``, ``tails`` (generalized Pareto, PSIS), ``diagnostics``, ``bounds`` (variance inequalities), ``special``
+(Student quantiles).
 """
 
 from __future__ import annotations
 
 from pope_fast.reference import (
     bounds,
+    clustering,
     diagnostics,
     diversity,
     intervals,
@@ -41,6 +43,7 @@ from pope_fast.reference import (
 
 __all__ = [
     "bounds",
+    "clustering",
     "diagnostics",
     "diversity",
     "intervals",
