@@ -41,6 +41,7 @@ __all__ = [
     "pareto_k",
     "prompt_scan",
     "psis",
+    "rao",
     "sequence_logprob",
     "sn_tips",
     "sndr",
@@ -48,6 +49,7 @@ __all__ = [
     "summary",
     "tips",
     "token_sums",
+    "vendi",
 ]
 
 _POLICY = "target"
@@ -65,6 +67,7 @@ def summary(
     num_tokens: npt.ArrayLike | None = None,
     baseline: npt.ArrayLike | None = None,
     baseline_mean: npt.ArrayLike | None = None,
+    embedding: npt.ArrayLike | None = None,
     reward_range: tuple[float, float] | None = None,
     cluster_scope: str = "log",
     threads: int | None = None,
@@ -86,6 +89,8 @@ def summary(
         How many draws a row stands for.
     num_tokens, baseline, baseline_mean : array_like of float, shape (n,), optional
         Length of the response; a reward model's prediction, and its mean under the target policy given the prompt.
+    embedding : array_like of float, shape (n, width), optional
+        A vector for each response, of any length but 0; needs ``prompt_id``.
     reward_range : (low, high), optional
         Bounds of the reward; the observed ones by default.
     cluster_scope : {"log", "prompt"}
@@ -93,8 +98,9 @@ def summary(
     threads : int, optional
         Threads; the result does not depend on it.
     **options
-        ``level``, ``diversity_weight``, ``diversity_order``, ``tau`` (truncation level of the weights; by default
-        sqrt(n) times their mean), ``kappa`` (calibration of noisy log-probs), ``repeated_share``, ``order_share``.
+        ``level``, ``diversity`` (as in :func:`pope_fast.evaluate`), ``diversity_weight``, ``diversity_order``, ``tau``
+        (truncation level of the weights; by default sqrt(n) times their mean), ``kappa`` (calibration of noisy
+        log-probs), ``repeated_share``, ``order_share``.
 
     Raises
     ------
@@ -112,6 +118,7 @@ def summary(
         "num_tokens": _optional("num_tokens", num_tokens),
         "baseline": _optional("baseline", baseline),
         "baseline_mean": _optional("baseline_mean", baseline_mean),
+        "embedding": _vectors("embedding", embedding),
     }
     n = len(columns["reward"])
     for name, values in columns.items():
@@ -121,6 +128,8 @@ def summary(
         raise SchemaError("there are no rows", column="reward")
     if (columns["baseline"] is None) != (columns["baseline_mean"] is None):
         raise PopeError("baseline and baseline_mean go together: DR needs the prediction and its policy mean")
+    if embedding is not None and prompt_id is None:
+        raise PopeError("embeddings are compared within prompts: pass prompt_id")
     order = _unit_order(columns["unit_key"])
     if order is not None:
         columns = {name: None if values is None else values[order] for name, values in columns.items()}
@@ -132,6 +141,7 @@ def summary(
         has_group=columns["group"] is not None,
         has_tokens=columns["num_tokens"] is not None,
         has_baseline=columns["baseline"] is not None,
+        has_embedding=columns["embedding"] is not None,
         cluster_scope=cluster_scope,
     )
     means = columns.pop("baseline_mean")
@@ -165,6 +175,18 @@ def _floats(name: str, values: npt.ArrayLike) -> npt.NDArray[Any]:
 
 def _optional(name: str, values: npt.ArrayLike | None) -> npt.NDArray[np.float64] | None:
     return None if values is None else _floats(name, values).astype(np.float64, copy=False)
+
+
+def _vectors(name: str, values: npt.ArrayLike | None) -> npt.NDArray[Any] | None:
+    if values is None:
+        return None
+    array = np.asarray(values)
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise SchemaError(f"must have a row of numbers for each response, not the shape {array.shape}", column=name)
+    if array.dtype.kind not in "fiu":
+        raise SchemaError(f"must hold numbers, not {array.dtype}", column=name)
+    single = array.dtype in (np.float16, np.float32)
+    return np.ascontiguousarray(array, dtype=np.float32 if single else np.float64)
 
 
 def _keys(name: str, values: npt.ArrayLike | None) -> npt.NDArray[np.int64] | None:
@@ -533,6 +555,97 @@ def entropy_within_prompts(
         raise PopeError(f"order must be 1, 2 or 3, not {order}")
     arrays = (target_logprob, behavior_logprob, cluster)
     return _within(f"H_{order}", arrays, prompt_id, order, level, "nats", form, options)
+
+
+def _pairs(
+    name: str,
+    arrays: Sequence[npt.ArrayLike],
+    prompt_id: npt.ArrayLike,
+    level: float,
+    unit: str,
+    form: str,
+    options: Mapping[str, Any],
+) -> Estimate:
+    if form not in ("pairs", "control"):
+        raise PopeError(f"form must be 'pairs' or 'control', not {form!r}")
+    target, behavior, embedding = arrays
+    settings = {"prompt_id": prompt_id, "diversity": name, "level": level, "reward_range": (0.0, 1.0), **options}
+    found = summary(target, behavior, np.zeros(len(np.asarray(target))), embedding=embedding, **settings)["pairs"]
+    return _named(found["measures" if form == "pairs" else "control"], name, level, unit=unit)
+
+
+def rao(
+    target_logprob: npt.ArrayLike,
+    behavior_logprob: npt.ArrayLike,
+    embedding: npt.ArrayLike,
+    *,
+    prompt_id: npt.ArrayLike,
+    form: str = "pairs",
+    level: float = 0.95,
+    **options: Any,
+) -> Estimate:
+    """Rao's quadratic entropy: expected cosine distance ``1 - cos`` of two responses of the target to a prompt.
+
+    It needs no clusters. It is 0 if all responses to a prompt point the same way and at most 1, because the mean cosine
+    of independent draws is the squared length of their mean direction. With one-hot vectors of clusters it is the
+    Gini-Simpson index.
+
+    Parameters
+    ----------
+    target_logprob, behavior_logprob : array_like, shape (n,)
+        See :func:`summary`, which also takes the options.
+    embedding : array_like of float, shape (n, width)
+        A vector for each response; only its direction counts.
+    prompt_id : array_like, shape (n,)
+        The prompt of each row; those with a single response are left out.
+    form : {"pairs", "control"}
+        Normalized by the pairs themselves, or by the squared mean weight as :func:`gini_simpson` is. The first varies
+        far less where all responses to a prompt have much in common.
+    level : float
+        Coverage of the intervals.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pope_fast import ope
+    >>> behavior = np.log([0.5, 0.5, 0.5, 0.5])
+    >>> target = np.log([0.75, 0.25, 0.75, 0.25])
+    >>> ope.rao(target, behavior, [[1, 0], [0, 1], [1, 0], [1, 0]], prompt_id=[1, 1, 2, 2]).value
+    0.5
+    """
+    arrays = (target_logprob, behavior_logprob, embedding)
+    return _pairs("rao", arrays, prompt_id, level, "cosine distance", form, options)
+
+
+def vendi(
+    target_logprob: npt.ArrayLike,
+    behavior_logprob: npt.ArrayLike,
+    embedding: npt.ArrayLike,
+    *,
+    prompt_id: npt.ArrayLike,
+    form: str = "pairs",
+    level: float = 0.95,
+    **options: Any,
+) -> Estimate:
+    """Vendi score of order 2, ``1 / E cos^2`` over two responses to a prompt: how many kinds of response there are.
+
+    It is 1 if all responses are alike and at most the width of the embedding. Over prompts it is the harmonic mean of
+    their scores, which is at most the mean: only ``E cos^2`` has an unbiased estimator from a few responses. With
+    one-hot vectors of clusters it is the inverse Simpson index.
+
+    Parameters as in :func:`rao`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pope_fast import ope
+    >>> behavior = np.log([0.5, 0.5, 0.5, 0.5])
+    >>> target = np.log([0.75, 0.25, 0.75, 0.25])
+    >>> ope.vendi(target, behavior, [[1, 0], [0, 1], [1, 0], [1, 0]], prompt_id=[1, 1, 2, 2]).value
+    2.0
+    """
+    arrays = (target_logprob, behavior_logprob, embedding)
+    return _pairs("vendi", arrays, prompt_id, level, "effective kinds", form, options)
 
 
 def diagnostics(target_logprob: npt.ArrayLike, behavior_logprob: npt.ArrayLike, **options: Any) -> dict[str, Any]:

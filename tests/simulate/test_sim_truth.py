@@ -9,6 +9,7 @@ import pytest
 from scipy import integrate, stats
 
 from pope_fast import simulate
+from pope_fast.errors import PopeError
 from pope_fast.simulate import cluster_world, exact, lognormal_world, table_world, tiny_lm_world
 
 
@@ -124,3 +125,27 @@ def test_entropy_of_no_diversity():
     truth = exact.diversity_truth([[1.0, 0.0]])
     assert truth["coverage@4"] == 1.0
     assert truth["H_3"] == truth["entropy_within_prompts"] == 0.0
+
+
+def test_truth_of_embeddings_by_loops():
+    world = table_world.table_world(prompt_types=3, menu=5, n_clusters=2, embedding_width=4)
+    assert world.embedding is not None
+    rao = square = 0.0
+    for p, vectors in zip(world.targets["near"], world.embedding.astype(float), strict=True):
+        for a, u in zip(p, vectors, strict=True):
+            for b, v in zip(p, vectors, strict=True):
+                cosine = u @ v / math.sqrt((u @ u) * (v @ v))
+                rao += a * b * (1 - cosine) / 3
+                square += a * b * cosine**2 / 3
+    diversity = world.truth(responses=2)["policies"]["near"]["diversity"]
+    assert diversity["rao"] == pytest.approx(rao, rel=1e-12)
+    assert diversity["vendi"] == pytest.approx(1 / square, rel=1e-12)
+
+
+def test_embeddings_leave_the_rest_of_the_world():
+    with_, without = (simulate.table(prompts=20, seed=4, embedding_width=width) for width in (7, 0))
+    assert with_.table.drop_columns(["embedding"]).equals(without.table)
+    assert str(with_.table.schema.field("embedding").type) == "fixed_size_list<item: float>[7]"
+    assert "rao" not in without.truth["policies"]["near"]["diversity"]
+    with pytest.raises(PopeError, match="embedding_width"):
+        simulate.table(embedding_width=-1)

@@ -28,6 +28,8 @@ def rows_per_batch(types: Iterable[DataType], most: int) -> int:
     """Return how many rows a batch may have, with embeddings of these types; ``most`` if there are none."""
     for type_ in types:
         bare = bare_type(type_)
+        if pa.types.is_null(bare):
+            continue
         value = bare_type(bare.value_type)
         width = bare.list_size if pa.types.is_fixed_size_list(bare) else _USUAL_WIDTH
         size = 8 if pa.types.is_null(value) else max(value.bit_width // 8, 4)

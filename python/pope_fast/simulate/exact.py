@@ -63,6 +63,32 @@ def diversity_truth(shares: npt.ArrayLike) -> dict[str, float]:
     return truth
 
 
+def pair_truth(probabilities: npt.ArrayLike, embedding: npt.ArrayLike) -> dict[str, float]:
+    """Exact diversity of a policy from the embeddings of its responses.
+
+    Parameters
+    ----------
+    probabilities : array_like, shape (n_prompt_types, n_responses)
+        Probability of each response; the types are equally likely.
+    embedding : array_like, shape (n_prompt_types, n_responses, width)
+        A vector for each response, of any length but 0.
+
+    Returns
+    -------
+    dict
+        ``rao``, the mean over prompts of ``1 - |E v|^2`` for unit vectors v, and ``vendi``, the reciprocal of the mean
+        of ``|E v v'|^2``.
+    """
+    p, v = np.asarray(probabilities, dtype=np.float64), np.asarray(embedding, dtype=np.float64)
+    v = v / np.linalg.norm(v, axis=2, keepdims=True)
+    first = np.einsum("xy,xyi->xi", p, v)
+    second = np.einsum("xy,xyi,xyj->xij", p, v, v, optimize=True)
+    return {
+        "rao": 1.0 - float(np.mean(np.sum(first**2, axis=1))),
+        "vendi": 1.0 / float(np.mean(np.sum(second**2, (1, 2)))),
+    }
+
+
 def welfare_truth(group_utilities: Mapping[str, float]) -> dict[str, float]:
     """Mean, minimum and Nash (geometric mean) welfare of the groups."""
     values = np.array(list(group_utilities.values()))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pope_fast.simulate.exact import FloatArray, policy_truth
+from pope_fast.simulate.exact import FloatArray, pair_truth, policy_truth
 
 IntArray = npt.NDArray[np.int64]
 
@@ -40,6 +40,8 @@ class FiniteWorld:
         Mean reward given by each annotator group; the groups are equally likely.
     group_names : tuple of str
         Names of the groups; empty if there is a single, nameless one.
+    embedding : ndarray, shape (n_types, n_responses, width), optional
+        Embedding of each response, float32.
     """
 
     behavior: FloatArray
@@ -47,6 +49,7 @@ class FiniteWorld:
     cluster: IntArray
     reward: FloatArray
     group_names: tuple[str, ...] = ()
+    embedding: npt.NDArray[np.float32] | None = None
 
     @property
     def n_clusters(self) -> int:
@@ -86,7 +89,7 @@ class FiniteWorld:
         by_group = np.einsum("xy,xyg->g", p, self.reward) / len(p)
         with np.errstate(divide="ignore", invalid="ignore"):
             log_ratio = np.log(p) - np.log(q)
-        return policy_truth(
+        truth = policy_truth(
             utility=float(by_group.mean()),
             shares=self.shares(p),
             kl_target_behavior=float(np.mean(np.sum(np.where(p > 0, p * log_ratio, 0.0), axis=1))),
@@ -95,6 +98,9 @@ class FiniteWorld:
             responses=responses,
             groups=dict(zip(self.group_names, by_group.tolist(), strict=True)) if self.group_names else None,
         )
+        if self.embedding is not None:
+            truth["diversity"] |= pair_truth(p, self.embedding)
+        return truth
 
     def truth(self, responses: int) -> dict[str, Any]:
         """Exact truth of all policies: the ``policies`` and ``behavior`` entries of a truth file."""

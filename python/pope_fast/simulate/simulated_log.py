@@ -93,6 +93,13 @@ def labeled(codes: npt.NDArray[Any], labels: list[str]) -> pa.DictionaryArray[An
     return pa.DictionaryArray.from_arrays(codes.astype(np.int32), pa.array(labels, type=pa.string()))
 
 
+def vector_column(vectors: npt.NDArray[Any]) -> pa.FixedSizeListArray[Any, Any]:
+    """Rows of a matrix as an Arrow column."""
+    import pyarrow as pa
+
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors).ravel()), vectors.shape[1])
+
+
 def make_table(columns: Mapping[str, Any]) -> pa.Table:
     """Build an Arrow table from named NumPy or Arrow arrays."""
     import pyarrow as pa

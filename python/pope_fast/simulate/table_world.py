@@ -6,11 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pope_fast.errors import PopeError
 from pope_fast.simulate.exact import sigmoid, softmax
 from pope_fast.simulate.finite_world import FiniteWorld
-from pope_fast.simulate.simulated_log import SimulatedLog, check_draws, check_size, labeled, make_table
+from pope_fast.simulate.simulated_log import (
+    SimulatedLog,
+    check_draws,
+    check_size,
+    labeled,
+    make_table,
+    vector_column,
+)
 
 TILTS = {"near": 0.4, "far": 8.0}
 
@@ -23,6 +31,7 @@ def table_world(
     groups: Sequence[str] = (),
     tilts: Mapping[str, float] = TILTS,
     spread: float = 2.0,
+    embedding_width: int = 0,
     world_seed: int = 0,
 ) -> FiniteWorld:
     """Build the world of :func:`table`; see there for the parameters."""
@@ -39,7 +48,20 @@ def table_world(
     direction = 0.6 * quality - 0.8 * habit + 0.5 * rng.normal(size=shape)
     logits = spread * habit
     targets = {name: softmax(logits + tilt * direction) for name, tilt in tilts.items()}
-    return FiniteWorld(softmax(logits), targets, cluster, reward, tuple(groups))
+    embedding = _embedding(cluster, embedding_width, world_seed) if embedding_width else None
+    return FiniteWorld(softmax(logits), targets, cluster, reward, tuple(groups), embedding)
+
+
+def _embedding(cluster: npt.NDArray[np.int64], width: int, world_seed: int) -> npt.NDArray[np.float32]:
+    """Give each response a vector: what all answers to its prompt share, its perspective, and its own wording."""
+    # Draws of their own, so that the rest of the world is the same with embeddings and without.
+    rng = np.random.default_rng([world_seed, 2])
+    n_types, menu = cluster.shape
+    perspective = rng.normal(size=(int(cluster.max()) + 1, width))
+    vectors = (
+        rng.normal(size=(n_types, 1, width)) + perspective[cluster] + 0.7 * rng.normal(size=(n_types, menu, width))
+    )
+    return np.asarray(vectors, dtype=np.float32)
 
 
 def table(
@@ -54,6 +76,7 @@ def table(
     cluster_names: Sequence[str] | None = None,
     tilts: Mapping[str, float] = TILTS,
     spread: float = 2.0,
+    embedding_width: int = 0,
     world_seed: int = 0,
 ) -> SimulatedLog:
     """Simulate E1: prompt types x responses x clusters, softmax policies, truth by summation.
@@ -76,19 +99,23 @@ def table(
         quality and away from the habits of the behavior policy.
     spread : float
         Standard deviation of the behavior policy's logits.
+    embedding_width : int
+        Elements of the responses' embeddings; 0 for a log without them.
 
     Returns
     -------
     SimulatedLog
         Boolean rewards; columns ``prompt_id``, ``prompt``, ``reward``, ``behavior_logprob``,
-        ``target_logprob/NAME``, ``cluster`` and, with groups, ``group``.
+        ``target_logprob/NAME``, ``cluster`` and, with groups, ``group``; with embeddings ``embedding``, float32.
 
     Raises
     ------
     PopeError
-        If a size is below 1, or the number of cluster names is not ``n_clusters``.
+        If a size is below 1, the width negative, or the number of cluster names is not ``n_clusters``.
     """
     check_draws(prompts, responses, seed)
+    if embedding_width < 0:
+        raise PopeError(f"embedding_width must be at least 0, got {embedding_width}")
     if cluster_names is not None and len(cluster_names) != n_clusters:
         raise PopeError(f"cluster_names must be {n_clusters} names, got {len(cluster_names)}")
     world = table_world(
@@ -98,6 +125,7 @@ def table(
         groups=groups,
         tilts=tilts,
         spread=spread,
+        embedding_width=embedding_width,
         world_seed=world_seed,
     )
     rng = np.random.default_rng([seed, 11])
@@ -114,6 +142,8 @@ def table(
     columns["cluster"] = cluster if cluster_names is None else labeled(cluster, list(cluster_names))
     if groups:
         columns["group"] = labeled(draws.group, list(groups))
+    if world.embedding is not None:
+        columns["embedding"] = vector_column(world.embedding[draws.prompt_type, draws.response])
     parameters = {
         "prompts": prompts,
         "responses": responses,
@@ -123,6 +153,7 @@ def table(
         "groups": list(groups),
         "tilts": dict(tilts),
         "spread": spread,
+        **({"embedding_width": embedding_width} if embedding_width else {}),
         "world_seed": world_seed,
     }
     truth = {"kind": "table", "seed": seed, "parameters": parameters, "reward_range": [0, 1]}
