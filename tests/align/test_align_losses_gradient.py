@@ -264,3 +264,14 @@ def test_sequence_weights_of_a_language_model_have_the_exact_gradient(form: str)
     assert distance(found(Weighting(level="geometric", truncation="none", taper="none")), exact) > 0.1
     if form == "score":
         assert distance(found(Weighting(level="token", truncation="none", taper="none")), exact) > 0.1
+
+
+def test_the_logistic_taper_has_the_gradient_of_its_bounded_surrogate(table: Table) -> None:
+    sharpness = 0.4
+    weighting = Weighting(taper="logistic", sharpness=sharpness)
+    objective = Objective(diversity_weight=0.0, beta=0.0, weighting=weighting)
+    log_weight = table.theta.log_softmax(dim=1) - table.behavior.log()
+    surrogate = table.behavior_mean(4.0 / sharpness * torch.sigmoid(sharpness * log_weight) * table.reward)
+    found = expected_gradient(table.logs(2), lambda b: pope_loss(b, objective, baseline="none"), table.theta)
+    assert distance(found, -gradient(surrogate, table.theta)) < 1e-10
+    assert distance(found, -gradient(table.utility(), table.theta)) > 0.05

@@ -142,6 +142,9 @@ def test_tapers(log_ratio: Tensor) -> None:
     assert torch.allclose(topr, torch.where(good, 1.0, w.clamp(max=1.0)))
     ppo = used(Weighting(clip=2.0))
     assert torch.allclose(ppo, torch.where(good & (w > 2.0), 0.0, w.clamp(max=2.0)))
+    slope = torch.autograd.grad(torch.sigmoid(0.2 * (leaf := log_ratio.clone().requires_grad_())).sum(), leaf)[0]
+    logistic = used(Weighting(taper="logistic", sharpness=0.2))
+    assert torch.allclose(logistic, 4.0 / 0.2 * slope)
     s = (log_ratio / 3).exp()
     gspo = used(Weighting(level="geometric", truncation="none", taper="gspo", epsilon_low=0.1, epsilon_high=0.2))
     stopped = torch.where(good, s > 1.2, s < 0.9)
@@ -206,6 +209,7 @@ def test_what_cannot_be_is_refused() -> None:
         ({"reject_below": 2.0, "reject_above": 1.0}, "no interval"),
         ({"taper": "gspo"}, "needs level 'geometric'"),
         ({"taper": "topr", "level": "token"}, "whole responses"),
+        ({"taper": "logistic", "sharpness": 0.0}, "sharpness"),
     ):
         with pytest.raises(PopeError, match=message):
             Weighting(**options)  # type: ignore[arg-type]

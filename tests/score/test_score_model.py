@@ -387,6 +387,19 @@ def test_virtual_tokens_of_an_adapter_are_seen() -> None:
             np.testing.assert_allclose(scores, wanted, atol=1e-4)
 
 
+def test_weights_that_wait_on_another_device_are_fetched() -> None:
+    from accelerate import cpu_offload
+
+    model = tiny_model("llama")
+    contexts, completions = pairs(prompts=(4, 9), counts=(3, 4))
+    wanted = ModelScorer(model).score(contexts, completions)
+    scorer = ModelScorer(cpu_offload(model, execution_device=torch.device("cpu")))
+    assert scorer.device.type == "cpu"
+    for group, results in zip(wanted, scorer.score(contexts, completions), strict=True):
+        for one, other in zip(group, results, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-4)
+
+
 def test_the_model_is_left_as_it_was() -> None:
     model = tiny_model("llama", attention_dropout=0.5)
     model.train()

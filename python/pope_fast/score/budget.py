@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import torch
@@ -47,8 +48,6 @@ def default_token_budget(model: Any, device: torch.device) -> int:
 
 def _machine_memory() -> int:
     """Return the bytes of memory of the machine; plenty where the system does not tell."""
-    import os
-
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):

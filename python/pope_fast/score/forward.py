@@ -19,7 +19,7 @@ from pope_fast.score.continuation import (
     split,
     split_attention,
 )
-from pope_fast.score.head import Head, find_decoder, find_head, probe_ids, token_logprobs
+from pope_fast.score.head import Head, find_decoder, find_head, input_device, probe_ids, token_logprobs
 from pope_fast.score.pieces import Pairs, prompt_inputs
 from pope_fast.score.tokens import TokenLists, positions
 
@@ -67,7 +67,7 @@ class Forward:
         self.way: Way | None = None
         self.why_unshared: str | None = None
         self.window = 0.0
-        self.device: torch.device = model.get_input_embeddings().weight.device
+        self.device = input_device(model)
         self.refresh()
 
     def refresh(self) -> None:

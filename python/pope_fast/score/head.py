@@ -346,10 +346,18 @@ def evaluating(model: Any) -> Iterator[None]:
 
 def probe_ids(model: Any, rows: int = 1, length: int = 12) -> Tensor:
     """Return token ids to try a model with: the same every time, whatever the state of torch's generator."""
-    embeddings = model.get_input_embeddings()
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(embeddings.weight.shape[0], (rows, length), generator=generator)
-    return ids.to(embeddings.weight.device)
+    ids = torch.randint(model.get_input_embeddings().weight.shape[0], (rows, length), generator=generator)
+    return ids.to(input_device(model))
+
+
+def input_device(model: Any) -> torch.device:
+    """Return where a model takes its token ids."""
+    embeddings = model.get_input_embeddings()
+    # Weights that accelerate keeps elsewhere come to this device when they are needed.
+    hook = getattr(embeddings, "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    return embeddings.weight.device if device is None else torch.device(device)
 
 
 def find_decoder(model: Any) -> Any | None:
@@ -393,10 +401,11 @@ def find_head(model: Any) -> Head | None:
     shapes = (*wanted.shape, hidden.shape[1]), (hidden.shape[0], *linear.weight.shape)
     if shapes[0] != shapes[1] or hidden.device != linear.weight.device:
         return None
-    weight, bias = linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
-    raw = hidden.to(wanted.dtype) @ weight.to(wanted.dtype).t()
-    if bias is not None:
-        raw += bias
+    # In parts: a copy of the whole weight in float32 may not fit beside the model.
+    parts = torch.split(linear.weight.detach(), _GPU_TILE[1])
+    raw = torch.cat([hidden.to(wanted.dtype) @ part.to(wanted.dtype).t() for part in parts], 1)
+    if linear.bias is not None:
+        raw += linear.bias.detach()
     # 16-bit logits are rounded by the model, ours are not.
     close = {torch.bfloat16: 2e-2, torch.float16: 4e-3}.get(hidden.dtype, 1e-4) * float(wanted.abs().max())
     for scale, softcap in _candidates(inner.config, raw, wanted):

@@ -19,7 +19,7 @@ Level = Literal["sequence", "token", "geometric"]
 Truncation = Literal["none", "clip", "sn_tips", "psis"]
 Rejection = Literal["none", "ratio", "geometric", "k3", "token"]
 RejectOnly = Literal["all", "negative"]
-Taper = Literal["none", "ppo", "topr", "gspo"]
+Taper = Literal["none", "ppo", "logistic", "topr", "gspo"]
 
 #: Log-ratios above this many nats count as this many: powers of the weight must not overflow. The raw diagnostics are
 #: computed from the log-ratios themselves.
@@ -55,15 +55,20 @@ class Weighting:
     reject_only : {"all", "negative"}
         Whether rejection concerns all rows or only those with negative advantage (the off-policy sequence mask of
         DeepSeek-V3.2, 2025); ``negative`` is for score forms.
-    taper : {"none", "ppo", "topr", "gspo"}
+    taper : {"none", "ppo", "logistic", "topr", "gspo"}
         Score form only. ``ppo``, the default: truncated weights of positive advantages become 0, so what is already
         much likelier than in the log is pulled no further up, but can still be pushed down (the pessimistic minimum of
-        Schulman et al. 2017); in the direct form a truncated weight is constant, which is as pessimistic. ``topr``:
-        weight 1 for positive advantages, ``min(w, 1)`` for negative ones (Le Roux et al. 2025). ``gspo``: the weight
+        Schulman et al. 2017); in the direct form a truncated weight is constant, which is as pessimistic.
+        ``logistic``: the weight ``4 s (1 - s)``, ``s = sigmoid(sharpness * log w)``: 1 at w = 1 and fading both ways,
+        the slope of the bounded value function of KTO (Ethayarajh et al. 2024). The surrogate
+        ``E0[(4 / sharpness) s A]`` stands in for the policy's own mean, and every response is heard. ``topr``: weight
+        1 for positive advantages, ``min(w, 1)`` for negative ones (Le Roux et al. 2025). ``gspo``: the weight
         ``w^(1/T) / T``, and 0 where PPO's clipping of ``w^(1/T)`` to ``[1 - epsilon_low, 1 + epsilon_high]`` stops the
         gradient (Zheng et al. 2025); needs level ``geometric``.
     epsilon_low, epsilon_high : float
         Bounds of ``gspo``.
+    sharpness : float
+        Of ``logistic``, per nat.
 
     Raises
     ------
@@ -82,6 +87,7 @@ class Weighting:
     taper: Taper = "ppo"
     epsilon_low: float = 0.2
     epsilon_high: float = 0.2
+    sharpness: float = 0.3
 
     def __post_init__(self) -> None:
         choices = {
@@ -103,8 +109,10 @@ class Weighting:
             raise PopeError(f"rejection keeps [{self.reject_below}, {self.reject_above}], which is no interval")
         if self.taper == "gspo" and self.level != "geometric":
             raise PopeError("taper 'gspo' needs level 'geometric'")
-        if self.taper == "topr" and self.level == "token":
-            raise PopeError("taper 'topr' weighs whole responses, and level 'token' does not")
+        if self.taper in ("topr", "logistic") and self.level == "token":
+            raise PopeError(f"taper {self.taper!r} weighs whole responses, and level 'token' does not")
+        if not self.sharpness > 0:
+            raise PopeError(f"sharpness must be positive, not {self.sharpness}")
 
 
 UNTRUNCATED = Weighting(truncation="none", taper="none")
@@ -118,6 +126,7 @@ WEIGHTINGS: dict[str, Weighting] = {
     "none": UNTRUNCATED,
     "sn_tips": SN_TIPS,
     "psis": Weighting(truncation="psis", taper="none"),
+    "logistic": Weighting(taper="logistic"),
     "topr": Weighting(truncation="none", taper="topr"),
     "cispo": Weighting(level="token", clip=1.28, taper="none"),
     "gspo": Weighting(level="geometric", truncation="none", taper="gspo", epsilon_low=3e-4, epsilon_high=4e-4),
@@ -201,6 +210,9 @@ def score_weights(batch: LossInputs, rows: RowWeights, weighting: Weighting, adv
     stopped = rows.truncated
     if weighting.taper == "topr":
         weight = torch.where(advantage >= 0, 1.0, raw.clamp(max=1.0))
+    elif weighting.taper == "logistic":
+        chosen = torch.sigmoid(weighting.sharpness * rows.log_ratio.detach())
+        weight = 4.0 * chosen * (1.0 - chosen)
     elif weighting.taper == "gspo":
         high, low = raw > 1.0 + weighting.epsilon_high, raw < 1.0 - weighting.epsilon_low
         weight = torch.where(torch.where(advantage >= 0, high, low), 0.0, raw / batch.lengths)
