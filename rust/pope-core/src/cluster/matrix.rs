@@ -76,9 +76,9 @@ fn mirror(matrix: &mut [f64], n: usize, stride: usize) {
     }
 }
 
-/// The matrix of a small prompt's points from that of its rows.
-pub(super) fn of_points(points: &Points, rows: &[f64], matrix: &mut Vec<f64>) -> Result<()> {
-    let (n, stride) = (points.of_row.len(), stride(points.len()));
+/// The matrix of points of a small prompt from that of its `n` rows.
+pub(super) fn of_points(points: &Points, rows: &[f64], n: usize, matrix: &mut Vec<f64>) -> Result<()> {
+    let stride = stride(points.len());
     reserve(matrix, points.len() * stride)?;
     for (&from, out) in points.row.iter().zip(matrix.chunks_exact_mut(stride.max(1))) {
         let row = &rows[from as usize * n..][..n];
@@ -197,8 +197,9 @@ mod tests {
         let all: Vec<u32> = (0..30).collect();
         let (mut points, mut by_row, mut found) = (Points::default(), Vec::new(), Vec::new());
         assert!(of_rows(embeddings, &all, &mut points, &mut Vec::new(), &mut by_row));
+        points.take(0..30);
         points.arrange(embeddings);
-        of_points(&points, &by_row, &mut found).unwrap();
+        of_points(&points, &by_row, 30, &mut found).unwrap();
         let (expected_points, expected) = crate::cluster::testing::points_of(embeddings);
         assert_eq!((points.len(), &points.of_row), (12, &expected_points.of_row));
         for i in 0..12 {

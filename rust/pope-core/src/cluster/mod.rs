@@ -11,8 +11,8 @@
 
 mod agreement;
 mod chain;
-mod classes;
 mod gram;
+mod kin;
 mod leader;
 mod matrix;
 mod points;
@@ -33,12 +33,13 @@ pub use source::Relations;
 use crate::error::{Error, Result};
 use crate::par::{Interrupt, Uninterrupted, for_each_task};
 use chain::{Chain, agglomerate};
-use classes::label_classes;
+use kin::{Kin, members};
 use leader::{Leaders, densities};
+use matrix::of_points;
 use points::Points;
 use source::{Pairs, Source, Vectors};
 use tasks::{check_offsets, split, tasks};
-use tree::{Cutter, tree};
+use tree::{Cutter, number, tree};
 
 /// Prompts of more rows are worked on one after the other, each by all threads.
 const LARGE: usize = 2048;
@@ -76,6 +77,7 @@ struct Worker {
     dots: Vec<f32>,
     /// Similarities of the rows of a small prompt.
     rows: Vec<f64>,
+    kin: Kin,
 }
 
 /// Who works on a prompt.
@@ -92,6 +94,12 @@ impl Worker {
         }
     }
 
+    /// Turn the rows of a small prompt that `points` has taken into points with a matrix; the prompt has `n` rows.
+    fn arrange(&mut self, source: &impl Source, prompt: usize, n: usize) -> Result<()> {
+        source.arrange(prompt, self);
+        of_points(&self.points, &self.rows, n, &mut self.chain.matrix)
+    }
+
     /// Labels of a prompt: `rows` of each column, a column for each threshold. Thresholds fall.
     fn cluster(
         &mut self,
@@ -101,12 +109,35 @@ impl Worker {
         crew: &mut Crew<'_>,
         (columns, rows): (&mut [&mut [i32]], Range<usize>),
     ) -> Result<()> {
-        let small = source.load_rows(prompt, self)?;
-        let mut classes = thresholds.iter();
-        if small && classes.all(|&(column, t)| label_classes(&self.rows, t, &mut columns[column][rows.clone()])) {
-            return Ok(());
+        if source.load_rows(prompt, self)? {
+            let mut kin = core::mem::take(&mut self.kin);
+            kin.load(&self.rows, rows.len(), thresholds);
+            for family in kin.families() {
+                let mut each = thresholds.iter().enumerate();
+                if !each.all(|(t, &(column, _))| kin.classes(t, family, &mut columns[column][rows.clone()])) {
+                    self.points.take(members(family));
+                    self.arrange(source, prompt, rows.len())?;
+                    self.join(None, linkage, thresholds, crew, (columns, rows.clone()))?;
+                }
+            }
+            self.kin = kin;
+        } else {
+            let vectors = source.load_points(prompt, linkage, self, crew)?;
+            self.join(vectors, linkage, thresholds, crew, (columns, rows.clone()))?;
         }
-        let vectors = source.load_points(prompt, small, linkage, self, crew)?;
+        columns.iter_mut().for_each(|column| number(&mut column[rows.clone()]));
+        Ok(())
+    }
+
+    /// Label the rows of the points by the first row of their cluster.
+    fn join(
+        &mut self,
+        vectors: Option<Embeddings<'_>>,
+        linkage: Linkage,
+        thresholds: &[(usize, f64)],
+        crew: &mut Crew<'_>,
+        (columns, rows): (&mut [&mut [i32]], Range<usize>),
+    ) -> Result<()> {
         if linkage != Linkage::Leader {
             self.agglomerate(linkage, thresholds[thresholds.len() - 1].1);
             self.cutter.cut(&self.points, &mut self.chain.merges, thresholds, columns, &rows);
@@ -120,7 +151,7 @@ impl Worker {
                 }
                 _ => self.leaders.lead_by_matrix(&self.chain.matrix, &self.points.weight, threshold),
             }
-            self.cutter.label(&self.points, &self.leaders.leader, &mut columns[column][rows.clone()]);
+            self.cutter.follow(&self.points, &self.leaders.leader, &mut columns[column][rows.clone()]);
         }
         Ok(())
     }
@@ -258,8 +289,13 @@ pub fn dendrograms(
         let lengths = || prompts.clone().map(merges);
         let parts = split(children, lengths()).into_iter().zip(split(similarity, lengths()));
         for (prompt, (children, similarity)) in prompts.clone().zip(parts) {
-            let small = source.load_rows(prompt, worker)?;
-            source.load_points(prompt, small, linkage, worker, crew)?;
+            if source.load_rows(prompt, worker)? {
+                let n = (offsets[prompt + 1] - offsets[prompt]) as usize;
+                worker.points.take(0..n as u32);
+                worker.arrange(&source, prompt, n)?;
+            } else {
+                source.load_points(prompt, linkage, worker, crew)?;
+            }
             worker.agglomerate(linkage, f64::NEG_INFINITY);
             tree(&worker.points, &mut worker.chain.merges, children, similarity);
         }

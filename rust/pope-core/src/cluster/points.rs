@@ -23,7 +23,9 @@ pub(super) struct Side<'a> {
 /// The distinct points of a prompt; reused from prompt to prompt.
 #[derive(Debug, Default)]
 pub(super) struct Points {
-    /// The point of each row. Zero vectors, which have no direction, are the point `len()`.
+    /// The rows of the prompt that the points stand for, in ascending order.
+    pub taken: Vec<u32>,
+    /// The point of each of these rows. Zero vectors, which have no direction, are the point `len()`.
     pub of_row: Vec<u32>,
     /// A row of each point.
     pub row: Vec<u32>,
@@ -33,6 +35,9 @@ pub(super) struct Points {
     inverse: Vec<f64>,
     squares: Vec<f32>,
     order: Vec<(f32, u32)>,
+    /// Rows by key, and how many responses each stands for: what is known of rows without embeddings.
+    by_key: Vec<u32>,
+    counts: Vec<f64>,
     /// All rows, those of extreme length brought near 1 by a power of two; empty when there are none.
     scaled: Vec<f32>,
 }
@@ -64,8 +69,15 @@ impl Points {
         if self.squares.iter().any(|q| !SAFE.contains(q)) {
             self.rescale(embeddings, first)?;
         }
+        self.take(0..n as u32);
         self.arrange(embeddings);
         Ok(())
+    }
+
+    /// Choose the rows that the points are to stand for.
+    pub fn take(&mut self, rows: impl Iterator<Item = u32>) {
+        self.taken.clear();
+        self.taken.extend(rows);
     }
 
     /// Take the squared lengths of a prompt's rows, and its inverse lengths; false if a length is out of the ordinary.
@@ -79,7 +91,7 @@ impl Points {
         self.squares.iter().all(|q| SAFE.contains(q))
     }
 
-    /// Go from rows to points, with squared lengths known.
+    /// Go from the rows taken to points, with squared lengths known.
     pub fn arrange(&mut self, embeddings: Embeddings<'_>) {
         self.sort(embeddings);
         self.distinct(embeddings);
@@ -105,13 +117,13 @@ impl Points {
         Ok(())
     }
 
-    /// Take `n` rows that are known by their similarities: every row is a point, in the order of the keys.
+    /// Take `n` rows that are known by their similarities.
     pub fn load_given(&mut self, n: usize, keys: Option<&[u64]>, counts: Option<&[i64]>, first: usize) -> Result<()> {
-        self.row.clear();
-        self.row.extend(0..n as u32);
+        self.by_key.clear();
+        self.by_key.extend(0..n as u32);
         if let Some(keys) = keys {
-            self.row.sort_unstable_by_key(|&i| keys[i as usize]);
-            if let Some(w) = self.row.windows(2).find(|w| keys[w[0] as usize] == keys[w[1] as usize]) {
+            self.by_key.sort_unstable_by_key(|&i| keys[i as usize]);
+            if let Some(w) = self.by_key.windows(2).find(|w| keys[w[0] as usize] == keys[w[1] as usize]) {
                 let (a, b) = (w[0].min(w[1]) as usize, w[0].max(w[1]) as usize);
                 return Err(Error::Value {
                     column: "key".into(),
@@ -121,27 +133,38 @@ impl Points {
                 });
             }
         }
-        self.of_row.resize(n, 0);
-        self.weight.clear();
-        for (point, &row) in self.row.iter().enumerate() {
-            self.of_row[row as usize] = point as u32;
-            let count = counts.map_or(1, |counts| counts[row as usize]);
-            if count < 1 {
-                return Err(Error::Value {
-                    column: "count".into(),
-                    row: first + row as usize,
-                    problem: format!("{count} is less than 1"),
-                    remedy: "leave the row out",
-                });
-            }
-            self.weight.push(count as f64);
+        self.counts.clear();
+        self.counts.extend((0..n).map(|row| counts.map_or(1.0, |counts| counts[row] as f64)));
+        if let Some(row) = self.counts.iter().position(|&count| count < 1.0) {
+            return Err(Error::Value {
+                column: "count".into(),
+                row: first + row,
+                problem: format!("{} is less than 1", self.counts[row]),
+                remedy: "leave the row out",
+            });
         }
         Ok(())
     }
 
+    /// Go from the rows taken to points when rows are known by their similarities: each is a point, in the order of keys.
+    pub fn arrange_given(&mut self) {
+        self.row.clear();
+        self.weight.clear();
+        self.of_row.clear();
+        self.of_row.resize(self.by_key.len(), u32::MAX);
+        self.taken.iter().for_each(|&row| self.of_row[row as usize] = 0);
+        for &row in &self.by_key {
+            if self.of_row[row as usize] == 0 {
+                self.of_row[row as usize] = self.row.len() as u32;
+                self.row.push(row);
+                self.weight.push(self.counts[row as usize]);
+            }
+        }
+    }
+
     fn sort(&mut self, embeddings: Embeddings<'_>) {
         self.order.clear();
-        self.order.extend((0..self.squares.len()).map(|i| (embeddings.row(i)[0], i as u32)));
+        self.order.extend(self.taken.iter().map(|&i| (embeddings.row(i as usize)[0], i)));
         self.order.sort_unstable_by(|a, b| {
             // Most are told apart by their first number, without a look at the rows.
             match a.0.partial_cmp(&b.0) {
@@ -155,7 +178,7 @@ impl Points {
         self.row.clear();
         self.weight.clear();
         self.inverse.clear();
-        self.of_row.resize(self.order.len(), 0);
+        self.of_row.resize(self.squares.len(), 0);
         let mut zeros = false;
         for &(first, i) in &self.order {
             let row = i as usize;
@@ -177,7 +200,10 @@ impl Points {
         }
         if zeros {
             let n = self.row.len() as u32;
-            self.of_row.iter_mut().filter(|point| **point == u32::MAX).for_each(|point| *point = n);
+            for &row in &self.taken {
+                let point = &mut self.of_row[row as usize];
+                *point = n.min(*point);
+            }
         }
     }
 

@@ -4,21 +4,23 @@ use core::ops::Range;
 
 use super::chain::stride;
 use super::gram::{BLOCK, Embeddings, prefetch, quantize};
-use super::matrix::{check_size, of_points, of_rows, reserve, square};
+use super::matrix::{check_size, of_rows, reserve, square};
 use super::{Crew, LARGE, Linkage, Worker};
 use crate::error::{Error, Result};
 
-/// Gives a worker the similarities of a prompt.
+/// Gives a worker the similarities of a prompt: of the rows of a small one, of the points of any other.
 pub(super) trait Source: Sync {
     /// Put the similarities of the rows of a small prompt, all to all, into `worker.rows`. False if that cannot be.
     fn load_rows(&self, prompt: usize, worker: &mut Worker) -> Result<bool>;
 
-    /// Give the worker the prompt's points and their matrix; `small` is what [`Self::load_rows`] said before. If embeddings
-    /// come back, there are too many points for a matrix, and `linkage` needs none.
+    /// Go from the rows of a small prompt that `worker.points` has taken to points.
+    fn arrange(&self, prompt: usize, worker: &mut Worker);
+
+    /// Find the points of all rows and their matrix, after [`Self::load_rows`] has said no. If embeddings come back, there are
+    /// too many points for a matrix, and `linkage` needs none.
     fn load_points(
         &self,
         prompt: usize,
-        small: bool,
         linkage: Linkage,
         worker: &mut Worker,
         crew: &mut Crew<'_>,
@@ -62,20 +64,18 @@ impl Source for Vectors<'_> {
         Ok(n <= BLOCK && of_rows(self.of(prompt), &ROWS[..n], points, dots, rows))
     }
 
+    fn arrange(&self, prompt: usize, worker: &mut Worker) {
+        worker.points.arrange(self.of(prompt));
+    }
+
     fn load_points(
         &self,
         prompt: usize,
-        small: bool,
         linkage: Linkage,
         worker: &mut Worker,
         crew: &mut Crew<'_>,
     ) -> Result<Option<Embeddings<'_>>> {
         let embeddings = self.of(prompt);
-        if small {
-            worker.points.arrange(embeddings);
-            of_points(&worker.points, &worker.rows, &mut worker.chain.matrix)?;
-            return Ok(None);
-        }
         worker.points.load(embeddings, rows(self.offsets, prompt).start)?;
         let n = worker.points.len();
         if linkage == Linkage::Leader && n > LARGE {
@@ -167,20 +167,21 @@ impl Source for Pairs<'_> {
         Ok(n <= BLOCK)
     }
 
+    fn arrange(&self, _: usize, worker: &mut Worker) {
+        worker.points.arrange_given();
+    }
+
     fn load_points(
         &self,
         prompt: usize,
-        small: bool,
         _: Linkage,
         worker: &mut Worker,
         _: &mut Crew<'_>,
     ) -> Result<Option<Embeddings<'_>>> {
-        if small {
-            of_points(&worker.points, &worker.rows, &mut worker.chain.matrix)?;
-            return Ok(None);
-        }
-        let stride = stride(worker.points.len());
         let Worker { points, chain, .. } = worker;
+        points.take(0..rows(self.offsets, prompt).len() as u32);
+        points.arrange_given();
+        let stride = stride(points.len());
         reserve(&mut chain.matrix, points.len() * stride)?;
         let of_row = &points.of_row;
         self.each(prompt, |i, j, s| chain.matrix[of_row[i] as usize * stride + of_row[j] as usize] = s)?;

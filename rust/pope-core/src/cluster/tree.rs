@@ -11,21 +11,29 @@ pub(super) struct Cutter {
     /// The smallest point known to be in one cluster with each point; never larger than the point.
     parent: Vec<u32>,
     root: Vec<u32>,
-    number: Vec<i32>,
+    first: Vec<i32>,
 }
 
-/// Number clusters by their first appearance among the rows. `root` names the cluster of each point.
-fn number(points: &Points, root: &[u32], number: &mut Vec<i32>, out: &mut [i32]) {
-    number.clear();
-    number.resize(root.len(), -1);
-    let mut next = 0;
-    for (o, &point) in out.iter_mut().zip(&points.of_row) {
-        let number = &mut number[root[point as usize] as usize];
-        if *number < 0 {
-            *number = next;
-            next += 1;
+/// Label rows by the first row of their cluster. `root` names the cluster of each point.
+fn label(points: &Points, root: &[u32], first: &mut Vec<i32>, out: &mut [i32]) {
+    first.clear();
+    first.resize(root.len(), -1);
+    for &row in &points.taken {
+        let first = &mut first[root[points.of_row[row as usize] as usize] as usize];
+        if *first < 0 {
+            *first = row as i32;
         }
-        *o = *number;
+        out[row as usize] = *first;
+    }
+}
+
+/// From the first row of each row's cluster to numbers, in the order in which clusters appear.
+pub(super) fn number(labels: &mut [i32]) {
+    let mut next = 0;
+    for row in 0..labels.len() {
+        let first = labels[row] as usize;
+        labels[row] = if first == row { next } else { labels[first] };
+        next += i32::from(first == row);
     }
 }
 
@@ -37,7 +45,7 @@ pub(super) fn sort(merges: &mut [Merge]) {
 }
 
 impl Cutter {
-    /// Labels at each of `thresholds` (column, similarity; by falling similarity), into `rows` of the columns.
+    /// Label by first rows, at each of `thresholds` (column, similarity; by falling similarity), in `rows` of the columns.
     pub fn cut(
         &mut self,
         points: &Points,
@@ -63,16 +71,16 @@ impl Cutter {
                 let root = if parent as usize == point { parent } else { self.root[parent as usize] };
                 self.root.push(root);
             }
-            number(points, &self.root, &mut self.number, &mut columns[column][rows.clone()]);
+            label(points, &self.root, &mut self.first, &mut columns[column][rows.clone()]);
         }
     }
 
-    /// Labels of points that each name the point which stands for their cluster.
-    pub fn label(&mut self, points: &Points, leader: &[u32], out: &mut [i32]) {
+    /// Label by first rows, where each point names the one that stands for its cluster.
+    pub fn follow(&mut self, points: &Points, leader: &[u32], out: &mut [i32]) {
         self.root.clear();
         self.root.extend_from_slice(leader);
         self.root.push(leader.len() as u32);
-        number(points, &self.root, &mut self.number, out);
+        label(points, &self.root, &mut self.first, out);
     }
 }
 
