@@ -318,3 +318,12 @@ def test_text_is_tokenized_and_names_of_clusters_are_kept(tmp_path: Path) -> Non
     assert len(data) == 2
     assert data.completions[0][-1] == tokenizer.eos_token_id
     assert {data.names["cluster"][int(value)] for value in data.columns["cluster"]} == set(rows["cluster"])
+
+
+@pytest.mark.parametrize("settings", [{"form": "direct"}, {"taper": "logistic"}, {"diversity_measure": "shannon"}])
+def test_forms_and_tapers_train(tmp_path: Path, settings: dict[str, Any]) -> None:
+    model = tiny_policy()
+    before = [value.detach().clone() for value in model.parameters()]
+    args = config(tmp_path, max_steps=1, holdout=0.0, **settings)
+    POPETrainer(model, args=args, train_dataset=make_log(tiny_policy(1), prompts=12)).train()
+    assert any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))

@@ -90,10 +90,10 @@ class POPEConfig(TrainingArguments):
     diversity_order: int = _option(3, "M of H_M, or m of coverage@m.")
     welfare: str = _option("mean", "How groups make one utility.", choices=["mean", "nash", "softmin"])
     weight_level: str = _option("sequence", "Importance weights of what.", choices=["sequence", "token", "geometric"])
-    truncation: str = _option("sn_tips", "How weights are bounded.", choices=["none", "clip", "sn_tips", "psis"])
-    clip: float = _option(5.0, "Largest weight, for truncation 'clip'.")
+    truncation: str = _option("clip", "How weights are bounded.", choices=["none", "clip", "sn_tips", "psis"])
+    clip: float = _option(2.0, "Largest weight, for truncation 'clip'.")
     rejection: str = _option("none", "Which rows are left out.", choices=["none", "ratio", "geometric", "k3", "token"])
-    taper: str = _option("none", "How weights fade.", choices=["none", "topr", "gspo"])
+    taper: str = _option("ppo", "How weights fade.", choices=["none", "ppo", "logistic", "topr", "gspo"])
     baseline: str = _option("loo", "What is subtracted from the reward.", choices=["loo", "mean", "none"])
     loss_options: dict[str, Any] | str | None = _option(None, "Further keyword arguments of the loss, as JSON.")
 
