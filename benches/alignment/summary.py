@@ -108,14 +108,19 @@ def _against_best(runs: dict[str, list[Run]]) -> dict[str, Any]:
     }
 
 
-def _fresh(runs: dict[str, list[Run]]) -> dict[str, float]:
-    """How far values of fresh samples are from the exact ones, in standard errors: mean and standard deviation."""
+def _fresh(runs: dict[str, list[Run]]) -> dict[str, float] | None:
+    """How far values of fresh samples are from the exact ones, in standard errors: mean and standard deviation.
+
+    None if no run has samples that differ, as with models that were hardly trained.
+    """
     z = [
         (run["fresh"]["utility"] - run["exact"]["utility"]) / run["fresh"]["standard_error"]
         for group in runs.values()
         for run in group
         if run["fresh"]["standard_error"] > 0
     ]
+    if not z:
+        return None
     return {"runs": len(z), "mean_z": float(np.mean(z)), "sd_z": float(np.std(z)), "largest": float(np.max(np.abs(z)))}
 
 

@@ -212,10 +212,11 @@ def alignment(found: dict[str, Any]) -> str:
             f"world: {spread(best['difference'], sign=True)}."
         )
     fresh = found["fresh"]
-    parts.append(
-        f"Fresh samples agree with the exact values: over {fresh['runs']} runs the difference in utility has mean "
-        f"{fresh['mean_z']:+.2f} and standard deviation {fresh['sd_z']:.2f}, in standard errors."
-    )
+    if fresh is not None:
+        parts.append(
+            f"Fresh samples against the exact values: over {fresh['runs']} runs the difference in utility has mean "
+            f"{fresh['mean_z']:+.2f} and standard deviation {fresh['sd_z']:.2f}, in standard errors."
+        )
     return "\n\n".join(parts)
 
 
