@@ -17,14 +17,14 @@ import pyarrow as pa
 import torch
 from methods import ABLATED, METHODS, make_loss
 from models import fine_tuned, load, loss_inputs, make_log, sample
-from world import DRAWS, Size, divergence, exact_values, questions
+from world import DRAWS, FIRST_SEED, Size, divergence, exact_values, questions
 
 import pope_fast as pope
 from alignment import align, chosen_setting, setup
 from pope_fast.simulate.text_models import Example, encode, menu_logprobs
 from pope_fast.simulate.text_world import TextWorld
 
-SEED = 0
+SEED = FIRST_SEED
 RESPONSES = 8
 USABLE = 0.05
 """An estimate of U is usable if it is no further than this from the truth."""

@@ -100,6 +100,8 @@ METHODS: dict[str, Method] = {
 ABLATIONS: dict[str, str] = {
     "no weights": "every weight is 1",
     "no truncation": "weights as they are",
+    "SN-TIPS truncation": "at sqrt(12) times the mean weight of the batch",
+    "PPO taper": "weights cut at 2, and no pull once a response has moved far enough: the losses' default",
     "no leave-one-out": "baselines are means that include the response itself",
     "no baseline": "no baselines at all",
     "fixed surprisal": "surprisal under the logger, never refreshed",
@@ -110,7 +112,9 @@ ABLATIONS: dict[str, str] = {
     "marginal level": "diversity of the average answer over questions",
 }
 
-_UNIT_WEIGHTS = Weighting(truncation="clip", clip=1e-30)
+_WEIGHTS = Weighting(truncation="clip", clip=5.0, taper="none")
+
+_UNIT_WEIGHTS = Weighting(truncation="clip", clip=1e-30, taper="none")
 """Every weight is cut to the same number, so that after self-normalization all are 1."""
 
 
@@ -121,7 +125,7 @@ def make_loss(method: Method, setting: Setting, population: tuple[float, ...], a
         return _pope_loss(method.diversity_weight, options["beta"], population, ablation)
     function = LOSSES[method.loss].function
     if "truncation" in options:
-        weighting = Weighting(truncation=options.pop("truncation"))
+        weighting = Weighting(truncation=options.pop("truncation"), taper="none")
         options |= {"weighting": weighting, "self_normalize": weighting.truncation != "none"}
     if "epsilon" in options and method.loss == "gspo":
         epsilon = options.pop("epsilon")
@@ -133,10 +137,12 @@ def make_loss(method: Method, setting: Setting, population: tuple[float, ...], a
 
 
 def _pope_loss(weight: float, beta: float, population: tuple[float, ...], ablation: str | None) -> Loss:
-    objective = Objective(diversity_weight=weight, beta=beta, kl="forward")
+    objective = Objective(diversity_weight=weight, beta=beta, kl="forward", weighting=_WEIGHTS)
     changed = {
         "no weights": {"weighting": _UNIT_WEIGHTS},
-        "no truncation": {"weighting": Weighting(truncation="none")},
+        "no truncation": {"weighting": Weighting(truncation="none", taper="none")},
+        "SN-TIPS truncation": {"weighting": Weighting(truncation="sn_tips", taper="none")},
+        "PPO taper": {"weighting": Weighting(truncation="clip", clip=2.0, taper="ppo")},
         "no KL": {"beta": 0.0},
         "reverse KL": {"kl": "k3"},
         "Nash welfare": {"welfare": "nash", "group_shares": population},

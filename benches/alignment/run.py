@@ -59,11 +59,11 @@ def perform(folder: Path, quick: bool, task: Task) -> tuple[str, float]:
 def stages(quick: bool, parts: Iterable[str]) -> list[tuple[str, list[Task]]]:
     """All tasks, in stages that build on each other."""
     from methods import ABLATIONS, METHODS
-    from world import FULL, QUICK, TUNING_SEED
+    from world import FIRST_SEED, FULL, QUICK, TUNING_SEED
 
     size = QUICK if quick else FULL
     names = size.methods or tuple(METHODS)
-    seeds = range(size.seeds)
+    seeds = range(FIRST_SEED, FIRST_SEED + size.seeds)
     tuned = [name for name in names if METHODS[name].tuned_as is None]
     tried = [(name, i) for name in tuned for i in range(size.configurations)]
     ablations = list(ABLATIONS)[:2] if quick else list(ABLATIONS)

@@ -16,6 +16,9 @@ PHRASINGS = 12
 DRAWS = 4
 """m of coverage@m: how many different perspectives a reader of so many answers sees."""
 
+FIRST_SEED = 10
+"""First of the worlds that are reported. Those before it were looked at while the experiment was made."""
+
 TUNING_SEED = 100
 """World on which every method chooses among its configurations; none of the worlds that are reported."""
 

@@ -88,9 +88,9 @@ def test_the_logger_is_worth_what_its_own_log_says(folder):
 
 
 def test_what_is_there_is_not_run_again(folder):
-    kept = folder / "final-rwr-0.json"
+    kept = folder / "final-rwr-10.json"
     before = kept.read_bytes()
-    removed = folder / "final-dpo-1.json"
+    removed = folder / "final-dpo-11.json"
     expected = json.loads(removed.read_text())
     removed.unlink()
     out = _run(folder, "--part", "alignment")

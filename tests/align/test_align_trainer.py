@@ -182,9 +182,11 @@ def test_an_unreliable_verdict_stops_or_slows_training(tmp_path: Path, reaction:
     assert (rates[-1] < rates[0]) == (reaction == "lower")
 
 
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("level", ["prompt", "marginal"])
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path, level: str) -> None:
     log = make_log(tiny_policy(1), prompts=24)
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"}
+    settings |= {"diversity_level": level, "diversity_weight": 1.0}
     whole = POPETrainer(tiny_policy(), args=config(tmp_path / "whole", **settings), train_dataset=log)
     whole.train()
     folder = tmp_path / "parts"
@@ -278,6 +280,22 @@ def test_one_response_per_prompt_has_no_diversity_within_prompts(tmp_path: Path)
     POPETrainer(tiny_policy(), args=args, train_dataset=log).train()
 
 
+def test_the_marginal_level_remembers_earlier_batches(tmp_path: Path) -> None:
+    log = make_log(tiny_policy(1), prompts=24)
+    settings = {"diversity_level": "marginal", "diversity_weight": 1.0, "holdout": 0.0, "max_steps": 3}
+    trained = {}
+    for memory in (0.0, 0.9):
+        args = config(tmp_path / str(memory), marginal_memory=memory, **settings)
+        trainer = POPETrainer(tiny_policy(), args=args, train_dataset=log)
+        trainer.train()
+        trained[memory] = torch.cat([value.detach().flatten() for value in trainer.model.parameters()])
+        assert (trainer._marginal is None) == (memory == 0.0)
+    assert not torch.equal(trained[0.0], trained[0.9])
+    # The policy has hardly moved from the logger: what is remembered are about the logged shares of the clusters.
+    shares = torch.tensor([log["cluster"].to_pylist().count(c) / len(log) for c in sorted(set(log["cluster"].to_pylist()))])
+    assert torch.allclose(trainer._marginal.masses().float(), shares, atol=0.15)
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -286,6 +304,7 @@ def test_one_response_per_prompt_has_no_diversity_within_prompts(tmp_path: Path)
         ({"diversity_weight": -1.0}, "diversity_weight"),
         ({"temperature": 0.0}, "temperature"),
         ({"max_responses": 0}, "max_responses"),
+        ({"marginal_memory": 1.0}, "marginal_memory"),
     ],
 )
 def test_settings_out_of_range_are_refused(tmp_path: Path, settings: dict[str, Any], said: str) -> None:

@@ -39,6 +39,9 @@ class POPEConfig(TrainingArguments):
     diversity_measure, diversity_level, diversity_order
         Which D: "h_m", "gini", "coverage" or "shannon"; within prompts ("prompt") or over all of them ("marginal"); M
         of H_M, or m of coverage@m.
+    marginal_memory
+        At the marginal level: share of the cluster masses of earlier batches that is kept at every step. The diversity
+        of all prompts together is judged by them, since one batch has few prompts. 0 uses the batch alone.
     welfare
         How the utilities of annotator groups make one: "mean", "nash" or "softmin".
     weight_level, truncation, clip, rejection, taper
@@ -88,6 +91,7 @@ class POPEConfig(TrainingArguments):
     diversity_measure: str = _option("h_m", "Which D.", choices=["h_m", "gini", "coverage", "shannon"])
     diversity_level: str = _option("prompt", "D within prompts, or over all.", choices=["prompt", "marginal"])
     diversity_order: int = _option(3, "M of H_M, or m of coverage@m.")
+    marginal_memory: float = _option(0.9, "Share of earlier cluster masses kept at a step, at level 'marginal'.")
     welfare: str = _option("mean", "How groups make one utility.", choices=["mean", "nash", "softmin"])
     weight_level: str = _option("sequence", "Importance weights of what.", choices=["sequence", "token", "geometric"])
     truncation: str = _option("clip", "How weights are bounded.", choices=["none", "clip", "sn_tips", "psis"])
@@ -122,6 +126,8 @@ class POPEConfig(TrainingArguments):
             raise PopeError(f"lower_bound must be 'robust' or 'certified', not {self.lower_bound!r}")
         if not 0 <= self.holdout < 1:
             raise PopeError(f"holdout must be at least 0 and less than 1, not {self.holdout}")
+        if not 0 <= self.marginal_memory < 1:
+            raise PopeError(f"marginal_memory must be at least 0 and less than 1, not {self.marginal_memory}")
         for name, high in (("level", 1.0), ("temperature", math.inf)):
             if not 0 < getattr(self, name) < high:
                 raise PopeError(f"{name} must lie between 0 and {high:g}, not {getattr(self, name)}")

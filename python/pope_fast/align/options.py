@@ -10,10 +10,10 @@ import numpy as np
 
 from pope_fast.align.config import POPEConfig
 from pope_fast.align.data import LoggedPrompts
-from pope_fast.align.losses import LOSSES, Diversity, Objective, Weighting
+from pope_fast.align.losses import LOSSES, Diversity, Objective, RunningMarginal, Weighting
 from pope_fast.errors import PopeError, SchemaError
 
-__all__ = ["demand", "loss_options"]
+__all__ = ["demand", "loss_options", "running_marginal"]
 
 
 def demand(args: POPEConfig) -> frozenset[str]:
@@ -87,6 +87,17 @@ def loss_options(args: POPEConfig, data: LoggedPrompts) -> dict[str, Any]:
     except TypeError as error:
         raise PopeError(f"loss_options do not fit loss 'pope': {error}") from error
     return {"objective": objective, "form": args.form, "baseline": args.baseline, **direct}
+
+
+def running_marginal(args: POPEConfig, options: dict[str, Any]) -> RunningMarginal | None:
+    """Return the memory of cluster masses that training at the marginal level needs, or None."""
+    objective = options.get("objective")
+    if not isinstance(objective, Objective) or objective.diversity_weight == 0 or "reference" in options:
+        return None
+    clusters = objective.diversity.n_clusters
+    if objective.diversity.level != "marginal" or args.marginal_memory == 0 or clusters is None:
+        return None
+    return RunningMarginal(clusters, decay=args.marginal_memory, smoothing=objective.diversity.smoothing)
 
 
 def _extra(args: POPEConfig) -> dict[str, Any]:

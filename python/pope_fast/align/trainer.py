@@ -6,6 +6,7 @@ import inspect
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from pope_fast.align.config import POPEConfig
 from pope_fast.align.data import Collator, LoggedPrompts
 from pope_fast.align.likelihood import completion_logprobs, head_of
 from pope_fast.align.losses import LOSSES, LossInputs, backward_plan
-from pope_fast.align.options import demand, loss_options
+from pope_fast.align.options import demand, loss_options, running_marginal
 from pope_fast.align.reading import demand_signal, read_prompts
 from pope_fast.errors import PopeError
 from pope_fast.evaluate import Evaluation
@@ -31,6 +32,7 @@ from pope_fast.score.plan import make_plan
 __all__ = ["POPETrainer"]
 
 _BEFORE, _NOW, _AFTER = "before", "now", "after"
+_MARGINAL_FILE = "marginal.pt"
 
 
 class POPETrainer(Trainer):
@@ -145,6 +147,7 @@ class POPETrainer(Trainer):
             self.train_dataset = data.with_column("ref_logprob", reference)
         self._metrics: dict[str, list[float]] = defaultdict(list)
         self._whole: _WholeBatch | None = None
+        self._marginal = running_marginal(args, self.loss_options)
         self.initial_logprobs: npt.NDArray[np.float64] | None = None
         self.final_logprobs: npt.NDArray[np.float64] | None = None
         self.before: Evaluation | None = None
@@ -172,8 +175,8 @@ class POPETrainer(Trainer):
         if self._whole is None:
             batch = self._loss_inputs(model, inputs)
             self._spec.check(batch)
-            loss, metrics = self._spec.function(batch, **self.loss_options)
-            self._note(metrics)
+            loss, metrics = self._spec.function(batch, **self._options())
+            self._after_loss(batch.detach(), metrics)
         else:
             if self._whole.plan is None:
                 self._plan_whole(model)
@@ -203,10 +206,34 @@ class POPETrainer(Trainer):
             first = sum(len(part) for part in gathered[: self.accelerator.process_index])
             batch = LossInputs.concatenate(gathered).to(self.args.device)
         self._spec.check(batch)
-        whole.plan = backward_plan(self._spec.function, batch, **self.loss_options)
+        whole.plan = backward_plan(self._spec.function, batch, **self._options())
         # Gradients are averaged over processes; here each has its share of a sum.
         whole.first, whole.scale = first, float(processes)
-        self._note(whole.plan.metrics)
+        self._after_loss(batch, whole.plan.metrics)
+
+    # ---- Diversity of all prompts together: one batch has few of them
+
+    def _options(self) -> dict[str, Any]:
+        if self._marginal is None:
+            return self.loss_options
+        return {**self.loss_options, "reference": self._marginal.masses()}
+
+    def _after_loss(self, batch: LossInputs, metrics: Mapping[str, float]) -> None:
+        self._note(metrics)
+        if self._marginal is not None and self.model.training:
+            # After the loss, so that no response is judged by masses that it is part of.
+            self._marginal.update(batch, self.loss_options["objective"].weighting)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self._marginal is not None and self.args.should_save:
+            torch.save(self._marginal.state_dict(), Path(output_dir) / _MARGINAL_FILE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        stored = None if checkpoint is None else Path(checkpoint) / _MARGINAL_FILE
+        if self._marginal is not None and stored is not None and stored.exists():
+            self._marginal.load_state_dict(torch.load(stored, weights_only=True))
 
     # ---- What is logged
 
