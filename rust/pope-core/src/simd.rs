@@ -69,3 +69,22 @@ macro_rules! multiversion {
     };
 }
 pub(crate) use multiversion;
+
+/// Ask for numbers that will be read soon, so that they are on their way while others are worked on; at most as many as
+/// leave half of a first-level cache.
+#[inline(always)]
+pub(crate) fn prefetch<T>(values: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        const BYTES: usize = 1 << 14;
+        const LINE: usize = 64;
+        let size = core::mem::size_of::<T>().max(1);
+        for line in values[..values.len().min(BYTES / size)].chunks((LINE / size).max(1)) {
+            // SAFETY: a hint; the address is inside the slice.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = values;
+}

@@ -10,9 +10,6 @@ use crate::simd::multiversion;
 const LANES: usize = 16;
 /// Rows of a block: with its other side it stays in the second-level cache.
 pub(super) const BLOCK: usize = 64;
-/// Numbers asked for ahead of time.
-#[cfg(target_arch = "x86_64")]
-const AHEAD: usize = 1 << 12;
 /// Similarities are multiples of `2^-24`: finer than the error of a dot product in single precision, and coarse enough
 /// that sums of them are exact in double precision (up to `2^29` pairs).
 const GRID: f64 = 1.5 * (1u64 << 28) as f64;
@@ -234,19 +231,6 @@ multiversion! {
             *o = sum_lanes(&[lanes; 4])[0];
         }
     }
-}
-
-/// Ask for rows that will be read soon, as many as the first-level cache holds beside those in use.
-#[inline(always)]
-pub(super) fn prefetch(rows: Embeddings<'_>) {
-    #[cfg(target_arch = "x86_64")]
-    for line in rows.values[..rows.values.len().min(AHEAD)].chunks(16) {
-        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a hint; the address is inside the slice.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = rows;
 }
 
 #[cfg(test)]

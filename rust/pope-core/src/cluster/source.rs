@@ -3,10 +3,11 @@
 use core::ops::Range;
 
 use super::chain::stride;
-use super::gram::{BLOCK, Embeddings, prefetch, quantize};
+use super::gram::{BLOCK, Embeddings, quantize};
 use super::matrix::{check_size, of_rows, reserve, square};
 use super::{Crew, LARGE, Linkage, Worker};
 use crate::error::{Error, Result};
+use crate::simd::prefetch;
 
 /// Gives a worker the similarities of a prompt: of the rows of a small one, of the points of any other.
 pub(super) trait Source: Sync {
@@ -58,7 +59,7 @@ impl Source for Vectors<'_> {
     fn load_rows(&self, prompt: usize, worker: &mut Worker) -> Result<bool> {
         let n = rows(self.offsets, prompt).len();
         if prompt + 2 < self.offsets.len() {
-            prefetch(self.of(prompt + 1));
+            prefetch(self.of(prompt + 1).values);
         }
         let Worker { points, dots, rows, .. } = worker;
         Ok(n <= BLOCK && of_rows(self.of(prompt), &ROWS[..n], points, dots, rows))

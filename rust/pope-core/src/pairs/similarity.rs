@@ -12,7 +12,7 @@ use crate::batch::{Batch, Floats, Vectors};
 use crate::error::{Error, Result};
 use crate::hash::mix;
 use crate::math;
-use crate::simd::multiversion;
+use crate::simd::{multiversion, prefetch};
 
 /// The integer that stands for a similarity of 1.
 pub const ONE: i32 = 1 << 30;
@@ -64,7 +64,10 @@ impl Similarities {
         self.starts.clear();
         self.order.clear();
         self.starts.push(0);
-        for unit in units.windows(2) {
+        for (u, unit) in units.windows(2).enumerate() {
+            if let Some(&end) = units.get(u + 2) {
+                ask_for(vectors, start + unit[1]..start + end);
+            }
             let first = self.order.len();
             self.order.extend(unit[0] as u32..unit[1] as u32);
             let order = &mut self.order[first..];
@@ -82,6 +85,15 @@ impl Similarities {
     /// Rows of a unit in the order of its pairs, and the similarities of these.
     pub fn unit(&self, u: usize, rows: Range<usize>) -> (&[u32], &[i32]) {
         (&self.order[rows], &self.values[self.starts[u]..self.starts[u + 1]])
+    }
+}
+
+/// Prefetch rows.
+fn ask_for(vectors: Vectors<'_>, rows: Range<usize>) {
+    let at = rows.start * vectors.width..rows.end * vectors.width;
+    match vectors.values {
+        Floats::F32(x) => prefetch(&x[at]),
+        Floats::F64(x) => prefetch(&x[at]),
     }
 }
 
@@ -180,6 +192,34 @@ fn sum_lanes(mut x: [f64; LANES]) -> f64 {
     x[0]
 }
 
+/// Dot products of two by two vectors of equal length, `W` lanes at a time: as many as the registers hold. Each is summed
+/// in the order of [`dot`]; together they only load every element once for two of them.
+#[inline(always)]
+fn two_by_two<const W: usize>(left: [&[f64]; 2], right: [&[f64]; 2]) -> [[f64; 2]; 2] {
+    let rows = [left[0], left[1], right[0], right[1]].map(|row| row.as_chunks::<LANES>().0);
+    let steps = rows.iter().fold(usize::MAX, |least, row| least.min(row.len()));
+    let [a, b, c, d] = rows.map(|row| &row[..steps]);
+    let mut sums = [[0.0f64; LANES]; 4];
+    for start in (0..LANES).step_by(W) {
+        let mut part = [[0.0f64; W]; 4];
+        for k in 0..steps {
+            let at = start..start + W;
+            let (a, b, c, d) = (&a[k][at.clone()], &b[k][at.clone()], &c[k][at.clone()], &d[k][at]);
+            for i in 0..W {
+                part[0][i] += a[i] * c[i];
+                part[1][i] += a[i] * d[i];
+                part[2][i] += b[i] * c[i];
+                part[3][i] += b[i] * d[i];
+            }
+        }
+        for (sums, part) in sums.iter_mut().zip(&part) {
+            sums[start..start + W].copy_from_slice(part);
+        }
+    }
+    let [ac, ad, bc, bd] = sums.map(sum_lanes);
+    [[ac, ad], [bc, bd]]
+}
+
 #[inline(always)]
 fn dot(a: &[f64], b: &[f64]) -> f64 {
     let mut sums = [0.0f64; LANES];
@@ -194,10 +234,21 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 multiversion! {
     /// Widen to double precision; the squared length. `out` is padded with zeros.
     fn widen(source: &[f32], out: &mut [f64]) -> f64 {
-        for (o, &x) in out.iter_mut().zip(source) {
-            *o = f64::from(x);
+        let whole = source.len() / LANES * LANES;
+        let mut sums = [0.0f64; LANES];
+        for (x, o) in source.as_chunks::<LANES>().0.iter().zip(out.as_chunks_mut::<LANES>().0) {
+            for j in 0..LANES {
+                let wide = f64::from(x[j]);
+                o[j] = wide;
+                sums[j] += wide * wide;
+            }
         }
-        dot(out, out)
+        for (j, (&x, o)) in source[whole..].iter().zip(&mut out[whole..]).enumerate() {
+            let wide = f64::from(x);
+            *o = wide;
+            sums[j] += wide * wide;
+        }
+        sum_lanes(sums)
     }
 }
 
@@ -219,25 +270,58 @@ multiversion! {
     }
 }
 
+/// A dot product of unit vectors as an integer, rounded to the nearest, ties to even.
+#[inline(always)]
+fn quantize(cosine: f64) -> i32 {
+    // Adding and subtracting this rounds to a whole number.
+    const ROUND: f64 = 6_755_399_441_055_744.0; // 1.5 * 2^52
+    const MOST: f64 = ONE as f64;
+    let k = cosine * MOST;
+    let k = if k > MOST { MOST } else { k };
+    let k = if k < -MOST { -MOST } else { k };
+    ((k + ROUND) - ROUND) as i32
+}
+
 multiversion! {
     /// Rounded dot products of all pairs of rows of a matrix.
-    fn multiply(matrix: &[f64], stride: usize, out: &mut [i32]) {
-        // Adding and subtracting this rounds to a whole number, ties to even.
-        const ROUND: f64 = 6_755_399_441_055_744.0; // 1.5 * 2^52
-        const MOST: f64 = ONE as f64;
+    fn multiply_by<const WIDE: bool>(matrix: &[f64], stride: usize, out: &mut [i32]) {
         let rows = matrix.len() / stride;
+        let row = |i: usize| &matrix[i * stride..(i + 1) * stride];
         let mut at = 0;
-        for j in 0..rows {
-            let a = &matrix[j * stride..(j + 1) * stride];
-            for l in j + 1..rows {
-                let k = dot(a, &matrix[l * stride..(l + 1) * stride]) * MOST;
-                let k = if k > MOST { MOST } else { k };
-                let k = if k < -MOST { -MOST } else { k };
-                out[at] = ((k + ROUND) - ROUND) as i32;
-                at += 1;
+        for j in (0..rows).step_by(2) {
+            if j + 1 == rows {
+                break;
+            }
+            // Pairs of row j come first in `out`, then those of row j + 1.
+            let (a, b) = (row(j), row(j + 1));
+            let (of_first, of_second) = out[at..].split_at_mut(rows - j - 1);
+            at += 2 * (rows - j) - 3;
+            of_first[0] = quantize(dot(a, b));
+            let mut l = j + 2;
+            while l + 1 < rows {
+                let right = [row(l), row(l + 1)];
+                let dots = if WIDE { two_by_two::<16>([a, b], right) } else { two_by_two::<8>([a, b], right) };
+                for c in 0..2 {
+                    of_first[l + c - j - 1] = quantize(dots[0][c]);
+                    of_second[l + c - j - 2] = quantize(dots[1][c]);
+                }
+                l += 2;
+            }
+            if l < rows {
+                of_first[l - j - 1] = quantize(dot(a, row(l)));
+                of_second[l - j - 2] = quantize(dot(b, row(l)));
             }
         }
     }
+}
+
+fn multiply(matrix: &[f64], stride: usize, out: &mut [i32]) {
+    // How many sums fit the registers depends on how many there are; the result does not.
+    #[cfg(target_arch = "x86_64")]
+    if crate::simd::has_avx512() {
+        return multiply_by::<true>(matrix, stride, out);
+    }
+    multiply_by::<false>(matrix, stride, out);
 }
 
 #[cfg(test)]
