@@ -1,9 +1,9 @@
 """Time diversity from embeddings (Rao's entropy, Vendi score of order 2) against NumPy and torch; write results/pairs.
 
 Responses of 384 dimensions, 8 per prompt, with log-probabilities under two policies. All sides return both measures
-with their standard errors, normalized by the pairs, and must agree. The peers compute them from batched Gram
-matrices in the precision of the embeddings, with the batch that suits them best. pope_fast does so inside its whole pass
-over the log, which also checks every value and gathers what utility, intervals and diagnostics need.
+with their standard errors, normalized by the pairs, and must agree. The peers compute them from batched Gram matrices
+in the precision of the embeddings, with the batch that suits them best. pope_fast does so in double precision, inside
+its whole pass over the log, which also checks every value and gathers what utility, intervals and diagnostics need.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def grid(rates: tuple[float, ...] = RATES, **options: tuple[Any, ...]) -> tuple[
 
 def _pope(weight: float) -> Method:
     tuned = None if weight == 0 else "pope 0"
-    return Method(f"pope {weight:g}", "pope", grid(beta=(0.02, 0.05)), "pope", weight, tuned)
+    return Method(f"pope {weight:g}", "pope", grid((2e-4, 4e-4), clip=(2.0, 5.0)), "pope", weight, tuned)
 
 
 METHODS: dict[str, Method] = {
@@ -87,7 +87,7 @@ METHODS: dict[str, Method] = {
         Method("gspo", "gspo", grid(epsilon=(0.1, 0.3))),
         Method("dro_v", "dro_v", grid(beta=(0.05, 0.15))),
         Method("qrpo", "qrpo", grid(beta=(0.05, 0.15))),
-        Method("kto", "kto", grid(beta=(0.1, 0.3))),
+        Method("kto", "kto", grid((5e-5, 1.5e-4), beta=(0.1, 0.3))),
         Method("dpo", "dpo", grid((5e-5, 1.5e-4), beta=(0.1, 0.3))),
         Method("token_ratio", "token_ratio", grid(clip=(1.5, 3.0))),
         Method("darling", "darling", grid(MANY_RATES), "diverse", ABLATED),
@@ -101,7 +101,7 @@ ABLATIONS: dict[str, str] = {
     "no weights": "every weight is 1",
     "no truncation": "weights as they are",
     "SN-TIPS truncation": "at sqrt(12) times the mean weight of the batch",
-    "PPO taper": "weights cut at 2, and no pull once a response has moved far enough: the losses' default",
+    "PPO taper": "no pull up on a response whose weight is cut",
     "no leave-one-out": "baselines are means that include the response itself",
     "no baseline": "no baselines at all",
     "fixed surprisal": "surprisal under the logger, never refreshed",
@@ -112,9 +112,7 @@ ABLATIONS: dict[str, str] = {
     "marginal level": "diversity of the average answer over questions",
 }
 
-_WEIGHTS = Weighting(truncation="clip", clip=5.0, taper="none")
-
-_UNIT_WEIGHTS = Weighting(truncation="clip", clip=1e-30, taper="none")
+_UNIT_WEIGHTS = Weighting(truncation="clip", clip=1e-30)
 """Every weight is cut to the same number, so that after self-normalization all are 1."""
 
 
@@ -122,10 +120,10 @@ def make_loss(method: Method, setting: Setting, population: tuple[float, ...], a
     """Return the loss of a method in one of its settings, as a function of the batch alone."""
     options = dict(setting.options)
     if method.loss == "pope":
-        return _pope_loss(method.diversity_weight, options["beta"], population, ablation)
+        return _pope_loss(method.diversity_weight, options["clip"], population, ablation)
     function = LOSSES[method.loss].function
     if "truncation" in options:
-        weighting = Weighting(truncation=options.pop("truncation"), taper="none")
+        weighting = Weighting(truncation=options.pop("truncation"))
         options |= {"weighting": weighting, "self_normalize": weighting.truncation != "none"}
     if "epsilon" in options and method.loss == "gspo":
         epsilon = options.pop("epsilon")
@@ -136,13 +134,14 @@ def make_loss(method: Method, setting: Setting, population: tuple[float, ...], a
     return lambda batch: function(batch, **options)
 
 
-def _pope_loss(weight: float, beta: float, population: tuple[float, ...], ablation: str | None) -> Loss:
-    objective = Objective(diversity_weight=weight, beta=beta, kl="forward", weighting=_WEIGHTS)
+def _pope_loss(weight: float, clip: float, population: tuple[float, ...], ablation: str | None) -> Loss:
+    # All but the clipping is as the losses have it by default.
+    objective = Objective(diversity_weight=weight, weighting=Weighting(clip=clip))
     changed = {
         "no weights": {"weighting": _UNIT_WEIGHTS},
-        "no truncation": {"weighting": Weighting(truncation="none", taper="none")},
-        "SN-TIPS truncation": {"weighting": Weighting(truncation="sn_tips", taper="none")},
-        "PPO taper": {"weighting": Weighting(truncation="clip", clip=2.0, taper="ppo")},
+        "no truncation": {"weighting": Weighting(truncation="none")},
+        "SN-TIPS truncation": {"weighting": Weighting(truncation="sn_tips")},
+        "PPO taper": {"weighting": Weighting(clip=clip, taper="ppo")},
         "no KL": {"beta": 0.0},
         "reverse KL": {"kl": "k3"},
         "Nash welfare": {"welfare": "nash", "group_shares": population},

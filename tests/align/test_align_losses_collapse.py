@@ -50,6 +50,7 @@ def objective(measure: str = "shannon", level: str = "marginal", **changes: obje
     settings = {
         "diversity_weight": 1.0,
         "beta": 0.0,
+        "kl": "k3",
         "weighting": UNTRUNCATED,
         **changes,
     }

@@ -23,8 +23,8 @@ MEASURES = (exact_diversity("gini"), exact_diversity("h_m", order=2), exact_dive
 
 
 def unbiased(**changes: object) -> Objective:
-    settings = {"diversity_weight": LAMBDA, "beta": BETA, "weighting": RAW, "self_normalize": False, **changes}
-    return Objective(**settings)  # type: ignore[arg-type]
+    settings = {"diversity_weight": LAMBDA, "beta": BETA, "kl": "k3", "weighting": RAW, "self_normalize": False}
+    return Objective(**{**settings, **changes})  # type: ignore[arg-type]
 
 
 def polynomial(diversity: Diversity, q: Tensor) -> Tensor:
@@ -131,6 +131,7 @@ def test_self_normalized_gradient_is_exact_on_the_population(table: Table) -> No
     objective = Objective(
         diversity_weight=LAMBDA,
         beta=BETA,
+        kl="k3",
         weighting=RAW,
         diversity=exact_diversity("shannon", level="marginal", smoothing=0.0),
     )

@@ -42,11 +42,14 @@ def test_the_page_lists_every_loss_as_the_registry_has_it() -> None:
 
 def test_the_page_names_the_defaults_that_are() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    for line in ('`truncation="clip"`', "`clip=2.0`", '`taper="ppo"`', '`measure="h_m"`', "`order=3`", "`beta=0.05`"):
+    named = ('`truncation="clip"`', "`clip=2.0`", '`taper="none"`', '`kl="forward"`', '`measure="h_m"`', "`order=3`")
+    for line in (*named, "`beta=0.05`"):
         assert line in text
     objective = Objective()
-    assert (objective.weighting.truncation, objective.weighting.clip, objective.weighting.taper) == ("clip", 2.0, "ppo")
-    assert (objective.diversity.measure, objective.diversity.order, objective.beta) == ("h_m", 3, 0.05)
+    weighting = objective.weighting
+    assert (weighting.truncation, weighting.clip, weighting.taper) == ("clip", 2.0, "none")
+    assert (objective.diversity.measure, objective.diversity.order) == ("h_m", 3)
+    assert (objective.kl, objective.beta) == ("forward", 0.05)
 
 
 def test_lookup() -> None:

@@ -140,7 +140,7 @@ def test_tapers(log_ratio: Tensor) -> None:
     good = advantage > 0
     topr = used(Weighting(truncation="none", taper="topr"))
     assert torch.allclose(topr, torch.where(good, 1.0, w.clamp(max=1.0)))
-    ppo = used(Weighting(clip=2.0))
+    ppo = used(Weighting(clip=2.0, taper="ppo"))
     assert torch.allclose(ppo, torch.where(good & (w > 2.0), 0.0, w.clamp(max=2.0)))
     slope = torch.autograd.grad(torch.sigmoid(0.2 * (leaf := log_ratio.clone().requires_grad_())).sum(), leaf)[0]
     logistic = used(Weighting(taper="logistic", sharpness=0.2))
@@ -151,7 +151,7 @@ def test_tapers(log_ratio: Tensor) -> None:
     assert torch.allclose(gspo, torch.where(stopped, 0.0, s / 3))
     tokens = row_weights(batch, Weighting(level="token", clip=1.2)).token_weight
     assert tokens is not None
-    by_token = used(Weighting(level="token", clip=1.2))
+    by_token = used(Weighting(level="token", clip=1.2, taper="ppo"))
     raw = (log_ratio[:, None] * torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)).exp()
     assert torch.allclose(by_token, torch.where(good[:, None] & (raw > 1.2), 0.0, tokens))
 

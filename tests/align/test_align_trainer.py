@@ -292,7 +292,8 @@ def test_the_marginal_level_remembers_earlier_batches(tmp_path: Path) -> None:
         assert (trainer._marginal is None) == (memory == 0.0)
     assert not torch.equal(trained[0.0], trained[0.9])
     # The policy has hardly moved from the logger: what is remembered are about the logged shares of the clusters.
-    shares = torch.tensor([log["cluster"].to_pylist().count(c) / len(log) for c in sorted(set(log["cluster"].to_pylist()))])
+    labels = log["cluster"].to_pylist()
+    shares = torch.tensor([labels.count(c) / len(labels) for c in sorted(set(labels))])
     assert torch.allclose(trainer._marginal.masses().float(), shares, atol=0.15)
 
 

@@ -34,6 +34,9 @@ class POPEConfig(TrainingArguments):
     beta
         Weight of the divergence from the reference policy, reward units per nat. Some baselines have their own use
         for it: see their docstrings.
+    kl
+        Which divergence: "forward", KL(ref || policy), which holds the policy to what the reference says; or an
+        estimate "k3" or "k1" of KL(policy || ref): see :class:`pope_fast.align.losses.Objective`.
     form
         "score" (policy gradient with the unified reward) or "direct" (differentiates the estimate itself).
     diversity_measure, diversity_level, diversity_order
@@ -87,6 +90,7 @@ class POPEConfig(TrainingArguments):
     loss_type: str = _option("pope", "Which loss: pope, or a baseline.", choices=sorted(LOSSES))
     diversity_weight: float = _option(0.1, "lambda in V = U + lambda D, reward units per unit of D.")
     beta: float = _option(0.05, "Weight of the divergence from the reference policy, reward units per nat.")
+    kl: str = _option("forward", "Which divergence from the reference.", choices=["forward", "k3", "k1"])
     form: str = _option("score", "Form of the POPE objective.", choices=["score", "direct"])
     diversity_measure: str = _option("h_m", "Which D.", choices=["h_m", "gini", "coverage", "shannon"])
     diversity_level: str = _option("prompt", "D within prompts, or over all.", choices=["prompt", "marginal"])
@@ -97,7 +101,7 @@ class POPEConfig(TrainingArguments):
     truncation: str = _option("clip", "How weights are bounded.", choices=["none", "clip", "sn_tips", "psis"])
     clip: float = _option(2.0, "Largest weight, for truncation 'clip'.")
     rejection: str = _option("none", "Which rows are left out.", choices=["none", "ratio", "geometric", "k3", "token"])
-    taper: str = _option("ppo", "How weights fade.", choices=["none", "ppo", "logistic", "topr", "gspo"])
+    taper: str = _option("none", "How weights fade.", choices=["none", "ppo", "logistic", "topr", "gspo"])
     baseline: str = _option("loo", "What is subtracted from the reward.", choices=["loo", "mean", "none"])
     loss_options: dict[str, Any] | str | None = _option(None, "Further keyword arguments of the loss, as JSON.")
 

@@ -64,6 +64,7 @@ def loss_options(args: POPEConfig, data: LoggedPrompts) -> dict[str, Any]:
             **{
                 "diversity_weight": args.diversity_weight,
                 "beta": args.beta,
+                "kl": args.kl,
                 "weighting": Weighting(
                     level=args.weight_level,  # type: ignore[arg-type]  # checked by Weighting itself
                     truncation=args.truncation,  # type: ignore[arg-type]

@@ -220,7 +220,7 @@ class POPETrainer(Trainer):
 
     def _after_loss(self, batch: LossInputs, metrics: Mapping[str, float]) -> None:
         self._note(metrics)
-        if self._marginal is not None and self.model.training:
+        if self._marginal is not None:
             # After the loss, so that no response is judged by masses that it is part of.
             self._marginal.update(batch, self.loss_options["objective"].weighting)
 

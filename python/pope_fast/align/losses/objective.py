@@ -61,14 +61,15 @@ class Objective:
     self_normalize : bool
         Whether estimates are divided by (powers of) the mean weight of all prompts: a little bias of order 1/P against
         much variance. Without it and without truncation the gradient is exactly unbiased.
-    kl : {"k3", "k1", "forward"}
-        Estimate of the divergence, with ``l = log pi - log pi_ref`` of a logged response. ``k1``: ``w l``. ``k3``:
+    kl : {"forward", "k3", "k1"}
+        Which divergence, with ``l = log pi - log pi_ref`` of a logged response. ``forward``, the default:
+        ``KL(pi_ref || pi) = E_ref[log pi_ref - log pi]``; it needs no weights of the policy and so keeps its pull on
+        responses whose weights have died out, which is what holds a language model to texts that mean something. The
+        others estimate ``KL(pi || pi_ref)``. ``k1``: ``w l``. ``k3``:
         ``w (l + exp(-l) - 1)``, never negative (Schulman 2020, importance-weighted). Both have the mean
         ``KL(pi || pi_ref)``; since ``w exp(-l) = pi_ref / pi0`` does not depend on the policy, the gradient of k3 is
         ``w l grad log pi``, that of k1 with its term of mean zero, ``w grad log pi``, taken away. Without the weight
-        (as k3 is used on policy) the gradient would be that of the other divergence. ``forward``:
-        ``KL(pi_ref || pi) = E_ref[log pi_ref - log pi]``, needs no weights of the policy and so keeps its pull where
-        these have died out.
+        (as k3 is used on policy) the gradient would be that of the other divergence.
     welfare : {"mean", "nash", "softmin"}
         How the utilities of annotator groups make U; see :func:`welfare`. Without a group column U is the mean.
     welfare_temperature, nash_floor : float
@@ -93,7 +94,7 @@ class Objective:
     weighting: Weighting = _WEIGHTING
     diversity: Diversity = _DIVERSITY
     self_normalize: bool = True
-    kl: KL = "k3"
+    kl: KL = "forward"
     welfare: Welfare = "mean"
     welfare_temperature: float = 0.1
     nash_floor: float = 1e-3

@@ -58,9 +58,10 @@ def pope_loss(
     form : {"score", "direct"}
         ``direct``: minus the estimate of J, differentiated through the weights. A truncated weight is constant, so a
         response that has left the range is no longer pulled. ``score``: ``-sg[w] A log pi(y|x)`` with w the truncated
-        weight and the unified reward ``A = (r - baseline) + lambda (s - baseline) - beta (l - baseline)``, s the
-        surprisal of the response's cluster under the current policy and ``l = log pi - log pi_ref``; truncated
-        responses keep their pull. Without truncation, baseline and self-normalization the two gradients are equal.
+        weight and the unified reward ``A = (r - baseline) + lambda (s - baseline)``, s the surprisal of the response's
+        cluster under the current policy, less ``beta log pi`` (or, with k1 and k3, ``- beta (l - baseline)`` in A,
+        ``l = log pi - log pi_ref``); truncated responses keep their pull. Without truncation, baseline and
+        self-normalization the two gradients are equal.
     baseline : {"loo", "mean", "value", "none"}
         Of the score form. ``loo``: means over the other responses to the prompt for r and l, over other prompts for s:
         nothing that depends on the response itself, so the gradient keeps its mean. ``mean``: estimates of the batch,

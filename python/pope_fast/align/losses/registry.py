@@ -101,7 +101,7 @@ _ALL = (
     _spec(
         "pope",
         pope_loss,
-        "-(U + lambda D - beta KL), or its score form -sg[w] A log pi, A = (r - b) + lambda (s - b) - beta (l - b)",
+        "-(U + lambda D - beta KL), or its score form -sg[w] A log pi - beta log pi, A = (r - b) + lambda (s - b)",
         "POPE (arXiv 2509.19333), in this library's statement",
         "ref",
         additive=False,

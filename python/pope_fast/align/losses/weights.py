@@ -56,7 +56,7 @@ class Weighting:
         Whether rejection concerns all rows or only those with negative advantage (the off-policy sequence mask of
         DeepSeek-V3.2, 2025); ``negative`` is for score forms.
     taper : {"none", "ppo", "logistic", "topr", "gspo"}
-        Score form only. ``ppo``, the default: truncated weights of positive advantages become 0, so what is already
+        Score form only. ``ppo``: truncated weights of positive advantages become 0, so what is already
         much likelier than in the log is pulled no further up, but can still be pushed down (the pessimistic minimum of
         Schulman et al. 2017); in the direct form a truncated weight is constant, which is as pessimistic.
         ``logistic``: the weight ``4 s (1 - s)``, ``s = sigmoid(sharpness * log w)``: 1 at w = 1 and fading both ways,
@@ -84,7 +84,7 @@ class Weighting:
     reject_below: float = 0.0
     reject_above: float = math.inf
     reject_only: RejectOnly = "all"
-    taper: Taper = "ppo"
+    taper: Taper = "none"
     epsilon_low: float = 0.2
     epsilon_high: float = 0.2
     sharpness: float = 0.3
