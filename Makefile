@@ -121,6 +121,9 @@ docs-check: doctest ## docstrings, Rust documentation without warnings, links be
 bench: $(DONE)/build $(DONE)/bench ## compare with peers on this machine; 1e8 rows want 24 GB of memory and an hour
 	$(BIN)/python benches/run.py --rows $(BENCH_ROWS)
 	$(BIN)/python benches/evaluate.py --rows $(BENCH_ROWS)
+	$(BIN)/python benches/clustering.py
+	$(BIN)/python benches/pairs.py
+	$(BIN)/python benches/scoring.py
 
 # ---- Release
 

@@ -153,6 +153,25 @@ def test_files_and_folders_and_renamed_columns(tmp_path: Path) -> None:
     assert [finding.code for finding in mapped["mine"].verdict.findings] == ["different_tokens"]
 
 
+def test_files_that_were_scored_differently(tmp_path: Path) -> None:
+    log = table(target=MADE, behavior=MADE)
+    other = table(target=replace(MADE, model_fingerprint="2"), behavior=MADE)
+    unknown = log.replace_schema_metadata(None)
+    for name, parts, wrong in (
+        ("same", (log, log.cast(with_provenance(log.schema, {"behavior_logprob": replace(MADE, rows=9)}))), []),
+        ("model", (log, log, other), ["the log-probs of this policy were not made alike", "1 of 3"]),
+        ("unknown", (log, unknown, unknown), ["this policy", "the behavior policy", "2 of 3"]),
+    ):
+        (tmp_path / name).mkdir()
+        size = log.num_rows // len(parts) // 4 * 4
+        for i, part in enumerate(parts):
+            pq.write_table(part.slice(size * i, size), tmp_path / name / f"{i}.parquet")
+        findings = quietly(tmp_path / name)["new"].verdict.findings
+        messages = " ".join(finding.message for finding in findings if finding.code == "mixed_origins")
+        assert bool(messages) == bool(wrong)
+        assert all(words in messages for words in wrong)
+
+
 def test_what_score_writes_is_read(tmp_path: Path) -> None:
     """Two policies of one tokenizer scored in one go give no warning; in half precision one of them is noted."""
     from pope_fast.score import HFPolicy, score

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 
@@ -13,13 +14,18 @@ from pope_fast.score.metadata import Provenance, read_provenance
 __all__ = ["provenance_findings"]
 
 
-def provenance_findings(schema: pa.Schema, columns: ColumnMap, policies: Iterable[str]) -> dict[str, list[Finding]]:
+_BEHAVIOR = ("behavior_logprob", "behavior_token_logprobs")
+
+
+def provenance_findings(
+    schemas: Sequence[pa.Schema], columns: ColumnMap, policies: Iterable[str]
+) -> dict[str, list[Finding]]:
     """Compare where the log-probs of each target policy and of the behavior policy come from.
 
     Parameters
     ----------
-    schema
-        The log's, with the metadata that scoring left in it; of a folder, that of its first file.
+    schemas
+        Those of the log's files, with the metadata that scoring left in them; policies are compared by the first.
     columns
         Role -> column.
     policies
@@ -30,14 +36,20 @@ def provenance_findings(schema: pa.Schema, columns: ColumnMap, policies: Iterabl
     dict of str to list of Finding
         By policy. Other tokens (tokenizer, chat template, or text that was tokenized again) are a caution, for weights
         then compare different responses; another engine, precision, attention or version is information: it makes
-        weights noisy.
+        weights noisy. Files of one log that were scored differently are a caution.
     """
-    known = read_provenance(schema)
-    behavior = _of(known, columns, "behavior_logprob", "behavior_token_logprobs")
+    by_file = [read_provenance(schema) for schema in schemas]
+    known = by_file[0]
+    behavior = _of(known, columns, *_BEHAVIOR)
     found: dict[str, list[Finding]] = {}
     for policy in policies:
-        target = _of(known, columns, f"target_logprob/{policy}", f"target_token_logprobs/{policy}")
-        found[policy] = []
+        roles = (f"target_logprob/{policy}", f"target_token_logprobs/{policy}")
+        target = _of(known, columns, *roles)
+        found[policy] = [
+            finding
+            for whose, of_whom in (("this policy", roles), ("the behavior policy", _BEHAVIOR))
+            for finding in _mixed(whose, [_of(made, columns, *of_whom) for made in by_file])
+        ]
         if target is None and behavior is None:
             continue
         if target is None or behavior is None:
@@ -63,6 +75,20 @@ def _of(known: Mapping[str, Provenance], columns: ColumnMap, *roles: str) -> Pro
     """Return what is known of the first of these roles that the log has."""
     column = next((columns[role] for role in roles if role in columns), None)
     return None if column is None else known.get(column)
+
+
+def _mixed(whose: str, by_file: Sequence[Provenance | None]) -> list[Finding]:
+    """Say whether the files of a log were scored by different models or in different ways."""
+    # How many rows a file has, and what happened to them, is the file's own.
+    ways = [None if made is None else replace(made, rows=None, errors=None, boundary_mismatches=0) for made in by_file]
+    others = sum(way != ways[0] for way in ways)
+    if not others:
+        return []
+    message = (
+        f"the log-probs of {whose} were not made alike in all files of the log: {others} of {len(ways)} differ from "
+        "the first in model, tokenizer, precision or version, or it is not noted how they were made"
+    )
+    return [Finding("mixed_origins", "caution", message)]
 
 
 def _one_sided(target: Provenance | None, behavior: Provenance | None) -> list[Finding]:

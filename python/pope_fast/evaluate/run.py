@@ -160,7 +160,7 @@ def evaluate(
         if fresh is None
         else bridge_checks(opened, fresh, names, logger=fresh_logger, unit=unit, level=level, progress=progress)
     )
-    origins = provenance_findings(opened.schema, opened.columns, names)
+    origins = provenance_findings(opened.reader.file_schemas(), opened.columns, names)
     options["kappa"] = 1.0 if calibration is None else calibration.kappa
     summaries = {name: snapshot.summary(name, **options) for name in names}
     results = {

@@ -58,6 +58,10 @@ class ParquetSource(Source):
             self._open(file, {}).close()
         return self._metadata[file.path]
 
+    def file_schemas(self) -> list[pa.Schema]:
+        """Return the schema of every file with its metadata, from the footers."""
+        return [self._footer(file).schema.to_arrow_schema() for file in self.files.files]
+
     @property
     def num_rows(self) -> int | None:
         """Number of rows, None where counting would mean reading."""

@@ -50,6 +50,10 @@ class Source(ABC):
         """Take note of the types that the roles need: text formats only infer theirs."""
         return
 
+    def file_schemas(self) -> list[pa.Schema]:
+        """Return the schema of every file with its metadata, the log's own one where there are no files."""
+        return [self.schema]
+
     def bounds(self, column: str) -> tuple[float, float] | None:
         """Return the smallest and largest value from metadata, None if only reading can tell."""
         return None

@@ -241,6 +241,7 @@ STEPS: Mapping[str, str] = {
         "of the scorer; score log and fresh draws with one engine."
     ),
     "different_tokens": "Score both policies on the same tokens: stored ones, or those of one tokenizer and template.",
+    "mixed_origins": "Score all files of the log in one run.",
     "dominant_unit": "Look at the heaviest unit of the log: one wrong log-probability decides there.",
     "missing_mass": "Read the interval as wide as it is: what the log never shows, no estimator can know.",
     "length_drift": "Compare response lengths: length alone can change sequence weights a great deal.",
