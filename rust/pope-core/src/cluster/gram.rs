@@ -45,7 +45,7 @@ pub(super) fn quantize(x: f64) -> f64 {
 /// One step: the lane is the innermost loop but for the two that are unrolled, so it becomes one vector instruction for
 /// each product, and the sums stay in registers.
 #[inline(always)]
-fn add_products<const R: usize, const C: usize, const W: usize>(
+fn add_products<const R: usize, const C: usize, const W: usize, const UPPER: bool>(
     sums: &mut [[[f32; W]; C]; R],
     a: &[&[f32; W]; R],
     b: &[&[f32; W]; C],
@@ -53,15 +53,17 @@ fn add_products<const R: usize, const C: usize, const W: usize>(
     for w in 0..W {
         for r in 0..R {
             for c in 0..C {
-                sums[r][c][w] += a[r][w] * b[c][w];
+                if !UPPER || c >= r {
+                    sums[r][c][w] += a[r][w] * b[c][w];
+                }
             }
         }
     }
 }
 
-/// Lanes `START..START + W` of the dot products of `R` by `C` vectors.
+/// Lanes `START..START + W` of the dot products of `R` by `C` vectors; with `UPPER` only of `r` by `c >= r`.
 #[inline(always)]
-fn lanes<const R: usize, const C: usize, const W: usize, const START: usize>(
+fn lanes<const R: usize, const C: usize, const W: usize, const START: usize, const UPPER: bool>(
     left: &[&[f32]; R],
     right: &[&[f32]; C],
 ) -> [[[f32; W]; C]; R] {
@@ -83,7 +85,7 @@ fn lanes<const R: usize, const C: usize, const W: usize, const START: usize>(
         for c in 0..C {
             b[c] = right_steps[c][k][START..].first_chunk().unwrap_or(b[c]);
         }
-        add_products(&mut sums, &a, &b);
+        add_products::<R, C, W, UPPER>(&mut sums, &a, &b);
     }
     let rest = steps * LANES + START;
     if rest < dims {
@@ -96,7 +98,7 @@ fn lanes<const R: usize, const C: usize, const W: usize, const START: usize>(
         for c in 0..C {
             b[c][..n].copy_from_slice(&right[c][rest..rest + n]);
         }
-        add_products(&mut sums, &a.each_ref(), &b.each_ref());
+        add_products::<R, C, W, UPPER>(&mut sums, &a.each_ref(), &b.each_ref());
     }
     sums
 }
@@ -104,14 +106,15 @@ fn lanes<const R: usize, const C: usize, const W: usize, const START: usize>(
 /// Half of the lanes: what a tile sums at a time where registers are few.
 const HALF: usize = LANES / 2;
 
-/// Dot products of `R` by 4 vectors.
+/// Dot products of `R` by 4 vectors; with `UPPER` those below the diagonal are 0.
 #[inline(always)]
-fn tile<const R: usize, const WIDE: bool>(left: &[&[f32]; R], right: &[&[f32]; 4]) -> [[f32; 4]; R] {
+fn tile<const R: usize, const WIDE: bool, const UPPER: bool>(left: &[&[f32]; R], right: &[&[f32]; 4]) -> [[f32; 4]; R] {
     let mut sums = [[[0.0f32; LANES]; 4]; R];
     if WIDE {
-        sums = lanes::<R, 4, LANES, 0>(left, right);
+        sums = lanes::<R, 4, LANES, 0, UPPER>(left, right);
     } else {
-        let (low, high) = (lanes::<R, 4, HALF, 0>(left, right), lanes::<R, 4, HALF, HALF>(left, right));
+        let low = lanes::<R, 4, HALF, 0, UPPER>(left, right);
+        let high = lanes::<R, 4, HALF, HALF, UPPER>(left, right);
         for r in 0..R {
             for c in 0..4 {
                 sums[r][c][..HALF].copy_from_slice(&low[r][c]);
@@ -193,7 +196,8 @@ fn tiles<const R: usize, const WIDE: bool>(
             for c in 0..4 {
                 b[c] = embeddings.row(right[(j + c).min(right.len() - 1)] as usize);
             }
-            let dots = tile::<R, WIDE>(&a, &b);
+            // Where rows meet themselves, what is below the diagonal need not be computed.
+            let dots = if upper && j == i { tile::<R, WIDE, true>(&a, &b) } else { tile::<R, WIDE, false>(&a, &b) };
             for (r, row) in out.chunks_mut(right.len()).skip(i).take(R).enumerate() {
                 let n = right.len().min(j + 4) - j;
                 row[j..j + n].copy_from_slice(&dots[r][..n]);
@@ -227,7 +231,7 @@ multiversion! {
     pub(super) fn squares(embeddings: Embeddings<'_>, out: &mut [f32]) {
         for (i, o) in out.iter_mut().enumerate() {
             let row = embeddings.row(i);
-            let [[lanes]] = lanes::<1, 1, LANES, 0>(&[row], &[row]);
+            let [[lanes]] = lanes::<1, 1, LANES, 0, false>(&[row], &[row]);
             *o = sum_lanes(&[lanes; 4])[0];
         }
     }
