@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from methods import METHODS
 
+_AROUND = ((1, 1), (1, -1), (-1, 1), (-1, -1), (1, 0), (-1, 0), (0, 1.4), (0, -1.4))
 BLUE, GRAY, ORANGE, GREEN = "#1f5fa8", "#8a8f98", "#c8651b", "#2e7d4f"
 
 
@@ -29,30 +30,36 @@ def draw(folder: Path, results: dict[str, Any], report: Path) -> list[str]:
 
 
 def frontier(found: dict[str, Any], report: Path) -> str:
-    """Utility against diversity, all methods."""
+    """Utility against diversity, all methods; bars are intervals of the difference from the logger, paired by world."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 5.2))
+    figure, axes = plt.subplots(1, 2, figsize=(12, 5.6), sharey=True)
     colors = {"scalar": GRAY, "diverse": ORANGE, "pope": BLUE}
+    methods = found["methods"]
+    # A policy that has fallen apart is named in the corner: on the axes it would leave no room for the others.
+    floor = 0.9 * methods["logger"]["utility"]["mean"]
+    lost = [name for name, row in methods.items() if row["utility"]["mean"] < floor]
     for axis, key, label in zip(
         axes, ("entropy", "coverage"), ("entropy of the perspectives, nats", "perspectives in 4 draws"), strict=True
     ):
-        path = []
-        for name, row in found["methods"].items():
+        path, points = [], []
+        for name, row in methods.items():
+            if name in lost:
+                continue
             kind = METHODS[name].kind if name in METHODS else "logger"
-            x, y = row[key], row["utility"]
-            color = colors.get(kind, "black")
-            axis.errorbar(
-                x["mean"], y["mean"], xerr=x["half"], yerr=y["half"], fmt="o", ms=5, color=color, lw=0.6, alpha=0.9
-            )
-            shown = name.replace("pope ", "λ = ") if kind == "pope" else name
-            axis.annotate(shown, (x["mean"], y["mean"]), xytext=(4, 4), textcoords="offset points", color=color, size=8)
+            x, y, color = row[key]["mean"], row["utility"]["mean"], colors.get(kind, "black")
+            gain = row.get("gain")
+            bars = {} if gain is None else {"xerr": gain[key]["half"], "yerr": gain["utility"]["half"]}
+            axis.errorbar(x, y, **bars, fmt="o", ms=5, color=color, lw=0.6, alpha=0.85)
+            points.append((x, y, name.replace("pope ", "λ = ") if kind == "pope" else name, color))
             if kind == "pope":
-                path.append((x["mean"], y["mean"]))
+                path.append((x, y))
         if path:
             axis.plot(*zip(*path, strict=True), color=BLUE, lw=1.2)
+        axis.margins(0.08)
+        label_points(axis, points)
         axis.set_xlabel(label)
-        axis.set_ylabel("utility: share of upvotes")
+    axes[0].set_ylabel("utility: share of upvotes")
     for label, color in (
         ("POPE", BLUE),
         ("scalar feedback", GRAY),
@@ -61,11 +68,46 @@ def frontier(found: dict[str, Any], report: Path) -> str:
     ):
         axes[0].plot([], [], "o", color=color, label=label)
     axes[0].legend(frameon=False, loc="lower left")
-    figure.suptitle(f"Exact values on unseen questions, mean over {found['seeds']} worlds and 95 % intervals")
+    if lost:
+        fallen = ", ".join(f"{name} ({methods[name]['utility']['mean']:.2f})" for name in lost)
+        axes[1].text(0.01, 0.01, f"not shown, lower utility: {fallen}", transform=axes[1].transAxes, size=8, color=GRAY)
+    figure.suptitle(
+        f"Exact values on unseen questions, mean over {found['seeds']} worlds; "
+        "bars: 95 % intervals of the difference from the logger"
+    )
     figure.tight_layout()
     figure.savefig(report / "frontier.png")
     plt.close(figure)
     return "frontier.png"
+
+
+def label_points(axis: Any, points: list[tuple[float, float, str, str]]) -> None:
+    """Write names beside points, each where it covers no point and no name written before."""
+    from matplotlib.transforms import Bbox
+
+    figure = axis.figure
+    figure.canvas.draw()
+    at = [axis.transData.transform((x, y)) for x, y, _, _ in points]
+    taken = [Bbox.from_bounds(px - 5, py - 5, 10, 10) for px, py in at]
+    offsets = [(dx * step, dy * step) for step in (7, 14, 22, 32) for dx, dy in _AROUND]
+    for x, y, name, color in points:
+        best, least = None, float("inf")
+        for dx, dy in offsets:
+            align = "left" if dx > 0 else "right" if dx < 0 else "center"
+            text = axis.annotate(
+                name, (x, y), xytext=(dx, dy), textcoords="offset points", color=color, size=8, ha=align, va="center"
+            )
+            box = text.get_window_extent(figure.canvas.get_renderer())
+            covered = sum(box.overlaps(other) for other in taken)
+            if covered < least:
+                if best is not None:
+                    best.remove()
+                best, least, found = text, covered, box
+            else:
+                text.remove()
+            if least == 0:
+                break
+        taken.append(found)
 
 
 def estimates(data: dict[str, Any], report: Path) -> str:

@@ -58,6 +58,8 @@ def alignment_summary(folder: Path) -> dict[str, Any]:
     seeds = sorted({run["seed"] for group in runs.values() for run in group})
     logger_runs = [json.loads((folder / f"logger{seed}.json").read_text()) | {"seed": seed} for seed in seeds]
     table = {"logger": _row(logger_runs)} | {name: _row(group) for name, group in runs.items()}
+    for name, group in runs.items():
+        table[name]["gain"] = {key: paired(group, logger_runs, key) for key in ("utility", "entropy", "coverage")}
     return {
         "seeds": len(seeds),
         "methods": table,
@@ -108,20 +110,23 @@ def _against_best(runs: dict[str, list[Run]]) -> dict[str, Any]:
     }
 
 
-def _fresh(runs: dict[str, list[Run]]) -> dict[str, float] | None:
-    """How far values of fresh samples are from the exact ones, in standard errors: mean and standard deviation.
+def _fresh(runs: dict[str, list[Run]]) -> dict[str, Any] | None:
+    """How many values of fresh samples are within two standard errors of the exact ones, and which are not within four.
 
     None if no run has samples that differ, as with models that were hardly trained.
     """
-    z = [
-        (run["fresh"]["utility"] - run["exact"]["utility"]) / run["fresh"]["standard_error"]
+    errors = {
+        f"{run['method']} in world {run['seed']}": (run["fresh"]["utility"] - run["exact"]["utility"])
+        / run["fresh"]["standard_error"]
         for group in runs.values()
         for run in group
         if run["fresh"]["standard_error"] > 0
-    ]
-    if not z:
+    }
+    if not errors:
         return None
-    return {"runs": len(z), "mean_z": float(np.mean(z)), "sd_z": float(np.std(z)), "largest": float(np.max(np.abs(z)))}
+    near = [abs(z) <= 2 for z in errors.values()]
+    far = {name: z for name, z in errors.items() if abs(z) > 4}
+    return {"runs": len(errors), "near": float(np.mean(near)), "far": far}
 
 
 def ablation_summary(folder: Path) -> dict[str, Any]:

@@ -214,10 +214,14 @@ def alignment(found: dict[str, Any]) -> str:
     fresh = found["fresh"]
     if fresh is not None:
         parts.append(
-            f"Fresh samples against the exact values: over {fresh['runs']} runs the difference in utility has mean "
-            f"{fresh['mean_z']:+.2f} and standard deviation {fresh['sd_z']:.2f}, in standard errors."
+            f"Of {fresh['runs']} runs {fresh['near']:.0%} have a utility from fresh samples within two standard errors "
+            f"of the exact one. Further than four: {_far(fresh['far'])}."
         )
     return "\n\n".join(parts)
+
+
+def _far(found: dict[str, float]) -> str:
+    return ", ".join(f"{name} ({z:+.1f})" for name, z in found.items()) or "none"
 
 
 def abilities(found: dict[str, Any]) -> str:
