@@ -75,7 +75,9 @@ def _row(runs: list[Run]) -> dict[str, Any]:
         row["setting"] = runs[0]["setting"]
         row["kl_from_logger"] = interval([run["kl_from_logger"] for run in runs])
         row["ess_fraction"] = interval([run["training"]["ess_fraction"] for run in runs])
-        row["changes"] = {key: interval([run["changes"][key] for run in runs]) for key in runs[0]["changes"]}
+        # An ability that the logger of some world lacks altogether has no relative change there.
+        known = [key for key in runs[0]["changes"] if all(key in run["changes"] for run in runs)]
+        row["changes"] = {key: interval([run["changes"][key] for run in runs]) for key in known}
         row["cpu_seconds"] = float(np.mean([run["cpu_seconds"] for run in runs]))
         row["heldout_error"] = interval([run["heldout"]["utility"] - run["exact"]["utility"] for run in runs])
     return row

@@ -240,6 +240,7 @@ def test_weighted_k3_is_the_divergence_that_trl_weighs_token_by_token(batch: Los
         diversity_weight=0.0,
         beta=1.0,
         self_normalize=False,
+        kl="k3",
         weighting=Weighting(truncation="none", taper="none"),
     )
     without = LossInputs(**{name: getattr(one, name) for name in one.__slots__} | {"reward": torch.zeros(len(batch))})

@@ -37,6 +37,22 @@ def test_heavy_tail():
     assert found["p"].utility.interval.method == found["p"].value.interval.method == "robust"
 
 
+def test_a_mixture_is_no_heavy_tail():
+    """Two percent of the responses are eight times as likely: a large k-hat, but all of them are in the log."""
+    rng = np.random.default_rng(0)
+    rare = rng.random(4800) < 0.02
+    w = np.where(rare, 8.0, (1 - 0.16) / 0.98) * np.exp(0.05 * rng.normal(size=4800))
+    found = run(table(np.log(w)))
+    diagnostics = found["p"].diagnostics
+    assert diagnostics.k_hat > 1.0
+    assert diagnostics.k_hat_p_value < 1e-3
+    assert codes(found)["heavy_tail"] == "caution"
+    assert "mixture" in found["p"].verdict.reasons[0]
+    assert found["p"].headline_method == "worst_case_tail"
+    strict = run(table(np.log(w)), thresholds={"k_hat_p_value": 0.0})
+    assert codes(strict)["heavy_tail"] == "unreliable"
+
+
 def test_tail_of_infinite_variance_is_a_caution():
     rng = np.random.default_rng(0)
     w = rng.pareto(1.7, size=20_000) + 1.0

@@ -348,6 +348,7 @@ class Twin(WithPairs):
             "max_weight_share": dg.max_weight_share(self.rel, u, m),
             "mean_weight": float(scaled(dg.mean_weight(self.rel, u, m).value, self.top)),
             "k_hat": self.k_hat(),
+            "k_hat_log_p": None if self.k_hat() is None else tails.pareto_k_log_p(self.rel, self.count),
             "missing_mass": 1.0 - float(np.mean(self.means(np.exp(self.robust_cut)))) / self.kappa,
             "truncation": math.exp(self.log_tau) if self.log_tau < 709 else math.inf,
             "truncated_share": self.truncated_share,

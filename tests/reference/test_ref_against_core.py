@@ -191,6 +191,7 @@ def test_diagnostics(case):
     mean_log = diagnostics.mean_log_weight(*arguments)
     assert found["mean_log_weight_standard_error"] == pytest.approx(mean_log.standard_error, rel=1e-8)
     assert found["k_hat"] == pytest.approx(tails.pareto_k(case.logw, log.count), rel=1e-8)
+    assert found["k_hat_log_p"] == pytest.approx(tails.pareto_k_log_p(case.logw, log.count), rel=1e-6)
     assert found["length_target"] == pytest.approx(
         diagnostics.length_under_target(case.logw, case.tokens, log.unit, log.count), rel=CLOSE
     )

@@ -80,6 +80,8 @@ def test_aa_calibration():
     [
         ({}, "reliable"),
         ({"k_hat": 0.71}, "unreliable"),
+        ({"k_hat": 2.0, "k_hat_log_p": -6.0}, "unreliable"),
+        ({"k_hat": 2.0, "k_hat_log_p": -7.0}, "reliable"),  # no tail of index 2 ends there
         ({"ess": 49.9}, "unreliable"),
         ({"kl": np.log(2000) - 0.99}, "unreliable"),
         ({"kl": -0.01}, "reliable"),  # by chance: three standard errors are .42

@@ -163,6 +163,9 @@ class Diagnostics:
         Mean importance weight; 1 in expectation if the target policy is covered.
     k_hat
         Tail index of the weights (generalized Pareto); above .7 a mean cannot be trusted.
+    k_hat_p_value
+        Chance that a tail as fitted has no larger weight than the largest in the log. Very small: the weights are a
+        mixture that the fit takes for a tail.
     missing_mass
         Share of the target policy's probability that was truncated or not found in the log.
     truncation
@@ -200,4 +203,5 @@ class Diagnostics:
     zero_weight_rows: int
     length_target: float | None = None
     length_behavior: float | None = None
+    k_hat_p_value: float | None = None
     aa: AACalibration | None = None

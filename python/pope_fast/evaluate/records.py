@@ -355,6 +355,7 @@ def _diagnostics(d: Mapping[str, Any], calibration: AACalibration | None) -> Dia
         max_weight_share=_finite(d["max_weight_share"]),
         mean_weight=_finite(d["mean_weight"]),
         k_hat=_finite(d["k_hat"]),
+        k_hat_p_value=None if d["k_hat_log_p"] is None else math.exp(d["k_hat_log_p"]),
         missing_mass=_finite(d["missing_mass"]),
         truncation=_finite(d["truncation"]),
         e_value=math.exp(log_e) if log_e < 700 else None,

@@ -31,6 +31,7 @@ __all__ = [
 DEFAULT_THRESHOLDS: Mapping[str, float] = {
     "k_hat": 0.7,  # unreliable above: the mean of the weights converges too slowly
     "k_hat_caution": 0.5,  # caution above: their variance is infinite
+    "k_hat_p_value": 0.001,  # caution only, whatever k-hat is, below: no such tail ends where the weights do
     "ess": 50.0,  # unreliable below, in units
     "kl_margin": 1.0,  # unreliable if KL > log(n) - this
     "unreached_mass": 0.1,  # unreliable if the mean weight is significantly below 1 - this
@@ -146,7 +147,14 @@ def _overlap(d: Mapping[str, Any], gates: Mapping[str, float]) -> list[Finding]:
     found = []
     n = d["n_units"]
     k_hat, ess, kl, mean = d["k_hat"], d["ess"], d["kl_target_behavior"], d["mean_weight"]
-    if k_hat is not None and k_hat > gates["k_hat"]:
+    chance = math.exp(d["k_hat_log_p"]) if d["k_hat_log_p"] is not None else 1.0
+    if k_hat is not None and k_hat > gates["k_hat"] and chance < gates["k_hat_p_value"]:
+        message = (
+            f"some weights are much larger than the others (k-hat {k_hat:.2f}), but not as in a heavy tail, whose "
+            f"largest would be larger still (p {chance:.0e}): they are a mixture. Look where the large ones come from"
+        )
+        found.append(Finding("heavy_tail", "caution", message, k_hat, gates["k_hat"]))
+    elif k_hat is not None and k_hat > gates["k_hat"]:
         message = (
             f"the weights' tail is too heavy (k-hat {k_hat:.2f} > {gates['k_hat']:g}): "
             "a few responses not in the log could change the answer"

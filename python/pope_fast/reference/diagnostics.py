@@ -148,14 +148,19 @@ def verdict(
     ess: float,
     kl: float,
     n_units: int,
+    k_hat_log_p: float = 0.0,
     max_k_hat: float = 0.7,
+    min_k_hat_p: float = 0.001,
     min_ess: float = 50.0,
     kl_margin: float = 1.0,
 ) -> Literal["unreliable", "reliable"]:
     """Apply the hard gates: k-hat > .7, ESS < 50, KL > log n - 1, or KL significantly below 0 (no overlap).
 
-    The estimate of KL is at least the log of the mean weight, whose standard error is that of the second gate.
+    k-hat is that of a heavy tail only if such a tail can end where the weights do: see
+    :func:`~pope_fast.reference.tails.pareto_k_log_p`. The estimate of KL is at least the log of the mean weight, whose
+    standard error is that of the second gate.
     """
     noise = math.sqrt(max(1.0 / ess - 1.0 / n_units, 0.0))
-    no_answer = k_hat > max_k_hat or ess < min_ess or kl > math.log(n_units) - kl_margin or kl < -3.0 * noise
+    heavy = k_hat > max_k_hat and k_hat_log_p >= math.log(min_k_hat_p)
+    no_answer = heavy or ess < min_ess or kl > math.log(n_units) - kl_margin or kl < -3.0 * noise
     return "unreliable" if no_answer else "reliable"

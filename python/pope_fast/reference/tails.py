@@ -79,6 +79,27 @@ def pareto_k(logw: npt.ArrayLike, count: npt.ArrayLike | None = None) -> float:
     return fit_generalized_pareto(np.exp(x[tail]) - math.exp(cutoff))[0]
 
 
+def pareto_k_log_p(logw: npt.ArrayLike, count: npt.ArrayLike | None = None) -> float:
+    """Log of the chance that the largest draw of the fitted tail is no larger than the largest weight there is.
+
+    ``M log F(y_max)`` with F the fitted generalized Pareto distribution of the M exceedances y.  Where the weights do
+    have such a tail it is about the log of a uniform number, and so rarely below -7.  A mixture of many weights near 1
+    and some near 8 is taken for a tail of index 2, whose largest draw would be in the thousands: there it is far below.
+    0 if fewer than five weights exceed the cutoff.
+    """
+    x = _draws(logw, count)
+    tail, cutoff = _tail(x) if len(x) >= 2 else (np.arange(0), 0.0)
+    if len(tail) <= 4:
+        return 0.0
+    exceedances = np.exp(x[tail]) - math.exp(cutoff)
+    k, sigma = fit_generalized_pareto(exceedances)
+    reach = 1.0 + k * float(exceedances.max()) / sigma
+    if reach <= 0.0:
+        return 0.0
+    log_above = -float(exceedances.max()) / sigma if k == 0.0 else -math.log(reach) / k
+    return len(tail) * math.log1p(-math.exp(log_above))
+
+
 def smoothed_log_weights(logw: npt.ArrayLike, count: npt.ArrayLike | None = None) -> FloatArray:
     """Pareto-smoothed log-weights, relative to the largest raw one, one per row.
 

@@ -17,6 +17,8 @@ pub struct TailFit {
     pub cutoff: f64,
     /// Number of draws in the tail.
     pub size: usize,
+    /// Log of the chance that the largest of so many draws from the fitted tail is no larger than the largest there is.
+    pub log_p: f64,
 }
 
 /// How many of `n` draws make the tail: `ceil(min(n / 5, 3 sqrt n))`.
@@ -39,7 +41,19 @@ pub fn fit(descending: &[(f64, f64)], size: usize) -> Option<TailFit> {
     }
     excess.reverse();
     let (k, sigma) = pareto_fit(&excess);
-    Some(TailFit { k, sigma, cutoff, size: excess.len() })
+    let size = excess.len();
+    let log_p = size as f64 * log_below(excess[size - 1], k, sigma);
+    Some(TailFit { k, sigma, cutoff, size, log_p })
+}
+
+/// Log of the generalized Pareto distribution function.
+fn log_below(x: f64, k: f64, sigma: f64) -> f64 {
+    let reach = 1.0 + k * x / sigma;
+    if reach <= 0.0 {
+        return 0.0;
+    }
+    let log_above = if k == 0.0 { -x / sigma } else { -math::ln(reach) / k };
+    ln_1p(-math::exp(log_above))
 }
 
 /// Shape and scale of a generalized Pareto distribution from ascending positive excesses.
@@ -110,10 +124,22 @@ mod tests {
             l.sort_by(|a, b| b.0.total_cmp(&a.0));
             let fit = fit(&l, tail_size(f64::from(n))).unwrap();
             assert!((fit.k - k).abs() < 0.05, "{k} {}", fit.k);
+            // The largest of M quantiles (i + .5) / M has been exceeded by no draw with chance about exp(-1/2).
+            assert!((fit.log_p + 0.5).abs() < 0.1, "{k} {}", fit.log_p);
             let smoothed = fit.smooth(&l);
             assert_eq!(smoothed.len(), fit.size);
             assert!(smoothed.iter().all(|&(_, s)| s <= l[0].0) && smoothed.windows(2).all(|w| w[0].1 >= w[1].1));
         }
+    }
+
+    #[test]
+    fn a_mixture_ends_where_no_such_tail_would() {
+        // 4,730 weights near 1 and 70 near 8: the gap looks like a tail of index 2, whose largest weight were far larger.
+        let near = |center: f64, n: i32| (0..n).map(move |i| (center + 0.1 * f64::from(i) / f64::from(n), 1.0));
+        let mut l: Vec<(f64, f64)> = near(0.0, 4730).chain(near(math::ln(8.0), 70)).collect();
+        l.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let fit = fit(&l, tail_size(4800.0)).unwrap();
+        assert!(fit.k > 1.0 && fit.log_p < -10.0, "{fit:?}");
     }
 
     #[test]

@@ -33,6 +33,7 @@ impl Reading<'_> {
             Sample::new(self.lane().totals.class.iter().flatten().map(|c| &c.utility[0]), 1.0 / self.options.kappa);
         let largest = s.max_a.map_or(0.0, |(e, m)| math::scale(m, e - self.full.scale));
         let has_tokens = self.snapshot.config.has_tokens;
+        let tail = self.tail_fit(&self.tail_draws());
         Diagnostics {
             n_units: shared.n_units(),
             n_rows: shared.rows,
@@ -42,7 +43,8 @@ impl Reading<'_> {
             reward_ess: self.reward_ess(),
             max_weight_share: largest / p.sums[A],
             mean_weight: math::scale(p.mean(A), self.full.scale),
-            k_hat: self.k_hat(),
+            k_hat: tail.as_ref().map(|fit| fit.k),
+            k_hat_log_p: tail.as_ref().map(|fit| fit.log_p),
             missing_mass: 1.0 - reached / self.options.kappa,
             truncation: math::exp(self.log_tau),
             truncated_share: self.truncated_share(),

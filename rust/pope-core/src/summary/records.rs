@@ -47,6 +47,8 @@ record! {
         mean_weight: f64,
         /// Tail index of the draws' weights; `None` if there is no tail.
         k_hat: Option<f64>,
+        /// Log of the chance that a tail as fitted, of as many draws, has no larger weight than the largest there is.
+        k_hat_log_p: Option<f64>,
         /// `1 - mean min(w, sqrt n)`: mass of the target that the log does not reach.
         missing_mass: f64,
         /// Level at which weights are truncated.

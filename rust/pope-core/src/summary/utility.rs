@@ -98,10 +98,6 @@ impl Reading<'_> {
         psis::fit(draws, size)
     }
 
-    pub(super) fn k_hat(&self) -> Option<f64> {
-        self.tail_fit(&self.tail_draws()).map(|fit| fit.k)
-    }
-
     /// The truncation level of intervals that assume nothing about overlap: `sqrt n` on calibrated weights.
     pub(super) fn robust_cut(&self) -> f64 {
         let wanted = 0.5 * math::ln(self.units()) + math::ln(self.options.kappa);
