@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pope_fast.align import POPEConfig, POPETrainer, read_prompts
 from pope_fast.align.data import Collator
 from pope_fast.align.likelihood import completion_logprobs, head_of
 from pope_fast.align.losses import LOSSES
-from pope_fast.errors import PopeError, SchemaError
+from pope_fast.errors import PopeError, PopeWarning, SchemaError
 from tiny_models import tiny_tokenizer
 
 
@@ -174,12 +175,27 @@ def test_an_unreliable_verdict_stops_or_slows_training(tmp_path: Path, reaction:
         lr_scheduler_type="constant",
         on_unreliable=reaction,
     )
-    # 30 held-out units at most: an effective sample size of 50 is out of reach.
     trainer = POPETrainer(tiny_policy(1), args=args, train_dataset=log)
-    trainer.train()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", PopeWarning)
+        trainer.train()
+    said = [str(w.message) for w in caught if "no longer supports the policy" in str(w.message)]
+    assert bool(said) == (reaction != "ignore")
     assert trainer.state.global_step == steps
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
     assert (rates[-1] < rates[0]) == (reaction == "lower")
+
+
+def test_few_held_out_prompts_are_no_reason_to_stop(tmp_path: Path) -> None:
+    """The policy hardly moves: that ten prompts are too few for a verdict is not its fault."""
+    log = make_log(tiny_policy(1), prompts=40)
+    args = config(tmp_path, max_steps=4, eval_strategy="steps", eval_steps=2, learning_rate=1e-6)
+    trainer = POPETrainer(tiny_policy(1), args=args, train_dataset=log)
+    with pytest.warns(PopeWarning, match="10 prompts are held out, and any verdict on fewer than 50"):
+        trainer.train()
+    assert trainer.state.global_step == 4
+    assert trainer.after is not None
+    assert trainer.after["after"].verdict.level == "unreliable"
 
 
 @pytest.mark.parametrize("level", ["prompt", "marginal"])

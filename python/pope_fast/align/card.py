@@ -17,9 +17,16 @@ _BEGIN, _END = "<!-- pope_fast -->", "<!-- /pope_fast -->"
 
 #: Settings that a reader needs to judge or repeat the run.
 _SETTINGS = (
-    *("loss_type", "diversity_weight", "beta", "form", "diversity_measure", "diversity_level", "diversity_order"),
-    *("welfare", "weight_level", "truncation", "baseline", "temperature", "learning_rate", "max_steps"),
-    *("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "seed"),
+    *("loss_type", "diversity_weight", "beta", "kl", "form", "diversity_measure", "diversity_level", "diversity_order"),
+    *("welfare", "weight_level", "truncation", "clip", "taper", "baseline", "temperature"),
+    *(
+        "learning_rate",
+        "max_steps",
+        "num_train_epochs",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "seed",
+    ),
 )
 
 

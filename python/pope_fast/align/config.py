@@ -71,8 +71,9 @@ class POPEConfig(TrainingArguments):
     early_stopping_patience
         Evaluations without a better lower bound until training stops; None never stops for that.
     on_unreliable
-        What to do when the verdict on the policy being trained is ``unreliable``, that is, when it has left what the
-        log supports: "stop", "lower" (halve the learning rate) or "ignore".
+        What to do when the policy being trained has left what the log supports, so that the verdict on it is
+        ``unreliable`` (and not only because few prompts are held out): "stop", "lower" (halve the learning rate) or
+        "ignore".
 
     Notes
     -----

@@ -16,7 +16,7 @@ from pope_fast.evaluate import Evaluation, PolicyValue, evaluate
 if TYPE_CHECKING:
     from pope_fast.align.config import POPEConfig
 
-__all__ = ["estimate", "lower_bound", "metrics", "to_table"]
+__all__ = ["estimate", "lower_bound", "metrics", "reasons_to_stop", "to_table"]
 
 _LEVELS = {"reliable": 0.0, "caution": 1.0, "unreliable": 2.0}
 
@@ -66,6 +66,21 @@ def estimate(
         reward_range=data.reward_range,
         level=args.level if level is None else level,
         progress=False,
+    )
+
+
+def reasons_to_stop(policy: PolicyValue) -> tuple[str, ...]:
+    """Return why the log no longer supports a policy; empty where it does.
+
+    These are the reasons of an ``unreliable`` verdict. Two of them do not count while the effective sample size is more
+    than half of the held-out prompts, for they then speak of how few these are: that sample size itself, and k-hat,
+    which a few hundred responses cannot tell from a mixture of weights.
+    """
+    near = (policy.diagnostics.ess_fraction or 0.0) > 0.5
+    return tuple(
+        finding.message
+        for finding in policy.verdict.findings
+        if finding.severity == "unreliable" and not (near and finding.code in ("low_ess", "heavy_tail"))
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,8 +25,9 @@ from pope_fast.align.likelihood import completion_logprobs, head_of
 from pope_fast.align.losses import LOSSES, LossInputs, backward_plan
 from pope_fast.align.options import demand, loss_options, running_marginal
 from pope_fast.align.reading import demand_signal, read_prompts
-from pope_fast.errors import PopeError
-from pope_fast.evaluate import Evaluation
+from pope_fast.errors import PopeError, PopeWarning
+from pope_fast.evaluate import Evaluation, PolicyValue
+from pope_fast.evaluate.verdict import DEFAULT_THRESHOLDS
 from pope_fast.score.model import ModelScorer
 from pope_fast.score.plan import make_plan
 
@@ -279,13 +281,18 @@ class POPETrainer(Trainer):
         self.log(dict(numbers))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, numbers)
         if self.is_in_train:
-            self._watch(policy.verdict.level, numbers[f"{metric_key_prefix}_value_lower"], metric_key_prefix)
+            self._watch(policy, numbers[f"{metric_key_prefix}_value_lower"], metric_key_prefix)
         return numbers
 
-    def _watch(self, verdict: str, bound: float, prefix: str) -> None:
+    def _watch(self, policy: PolicyValue, bound: float, prefix: str) -> None:
         """Stop or slow down where the log no longer supports the policy, or the bound no longer rises."""
-        if verdict == "unreliable" and self.args.on_unreliable != "ignore":
-            if self.args.on_unreliable == "stop":
+        reasons = holdout.reasons_to_stop(policy)
+        if reasons and self.args.on_unreliable != "ignore":
+            stop = self.args.on_unreliable == "stop"
+            done = "training stops" if stop else "the learning rate is halved"
+            message = f"{done} at step {self.state.global_step}, for the log no longer supports the policy"
+            warnings.warn(f"{message}: {'; '.join(reasons)}", PopeWarning, stacklevel=2)
+            if stop:
                 self.control.should_training_stop = True
             else:
                 self._halve_learning_rate()
@@ -308,6 +315,10 @@ class POPETrainer(Trainer):
         held = self.eval_dataset
         if not isinstance(held, LoggedPrompts):
             return super().train(*args, **kwargs)
+        least = DEFAULT_THRESHOLDS["ess"]
+        if len(held) < least:
+            few = f"{len(held)} prompts are held out, and any verdict on fewer than {least:.0f} is unreliable"
+            warnings.warn(f"{few}. Remedy: a larger holdout, or a log of more prompts", PopeWarning, stacklevel=2)
         if self.initial_logprobs is None:
             self.initial_logprobs = self._sequence_logprobs(held, self._plain_model())
             self.before = holdout.estimate(held, {_BEFORE: self.initial_logprobs}, self.args)

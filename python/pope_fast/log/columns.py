@@ -221,11 +221,13 @@ def missing_column(role: str, names: Sequence[str], *, why: str = "") -> SchemaE
     close = difflib.get_close_matches(role, names, n=1, cutoff=0.6)
     given = f"{{{role!r}: {close[0] if close else 'YOUR_COLUMN'!r}}}"
     if role == "target_logprob":
-        remedy = "name the columns with policies={'NAME': 'YOUR_COLUMN'} (--policy NAME=COLUMN)"
+        remedy = "name the columns with policies={'NAME': 'YOUR_COLUMN'} (--policy NAME=COLUMN), or add one: pope score"
     else:
         remedy = f"name the column with columns={given} (--column ROLE=COLUMN)"
         if role == "prompt_id":
             remedy += ", or evaluate with unit='row'"
+        elif role == "behavior_logprob":
+            remedy += ", or add it: pope score LOG --behavior-model MODEL"
     return SchemaError(f"{message}; the log has: {', '.join(names) or 'no columns'}", column=role, remedy=remedy)
 
 
