@@ -410,6 +410,21 @@ mod tests {
         }
 
         #[test]
+        fn any_tile_gives_the_same_bits(rows in 1usize..8, values in prop::collection::vec(-1.0f64..1.0, 7 * 96)) {
+            let matrix = &values[..rows * 96];
+            let mut found = [vec![0; pairs_of(rows)], vec![0; pairs_of(rows)], Vec::new()];
+            multiply_by::<true>(matrix, 96, &mut found[0]);
+            multiply_by::<false>(matrix, 96, &mut found[1]);
+            for j in 0..rows {
+                for l in j + 1..rows {
+                    found[2].push(quantize(dot(&matrix[j * 96..(j + 1) * 96], &matrix[l * 96..(l + 1) * 96])));
+                }
+            }
+            prop_assert_eq!(&found[0], &found[2]);
+            prop_assert_eq!(&found[1], &found[2]);
+        }
+
+        #[test]
         fn either_way_round(a in prop::collection::vec(-1e3f32..1e3, 50), b in prop::collection::vec(-1e3f32..1e3, 50)) {
             let (there, back) = ([a.clone(), b.clone()].concat(), [b, a].concat());
             prop_assert_eq!(of(Floats::F32(&there), 50).unwrap(), of(Floats::F32(&back), 50).unwrap());
