@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from measure import alternate, extra_memory, machine, read_once, summary, usable_cores
-from run import RESULTS, describe, row
+from run import RESULTS, describe, publish, row
 
 DIMENSIONS = 384
 PER_PROMPT = 8
@@ -301,11 +301,7 @@ def main() -> None:
     found: dict[str, Any] = {"machine": machine(PACKAGES), "threads": args.threads, "data": {}}
     for kind in DATA:
         found["data"][kind] = in_fresh_process(kind, args)
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "clustering.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    text = report(found)
-    (args.output / "clustering.md").write_text(text, encoding="utf-8")
-    sys.stdout.write(text)
+    publish(args.output, "clustering", found, report(found))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from data import Log, load_log, make_log, save
 from jobs import ours_ab
 from measure import alternate, extra_memory, machine, summary, usable_cores
-from run import RESULTS, describe
+from run import RESULTS, describe, publish
 
 ROW_GROUP = 1 << 20
 COMMAND_ROWS = 1_000_000
@@ -210,11 +210,7 @@ def main() -> None:
         del log
         for part in PARTS:
             found[part] = in_fresh_process(part, folder, args.threads)
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "evaluate.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    text = report(found)
-    (args.output / "evaluate.md").write_text(text, encoding="utf-8")
-    sys.stdout.write(text)
+    publish(args.output, "evaluate", found, report(found))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ its whole pass over the log, which also checks every value and gathers what util
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -21,13 +20,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from clustering import DATA, DIMENSIONS, PER_PROMPT, make
 from measure import alternate, extra_memory, machine, read_once, summary, usable_cores
-from run import RESULTS, describe, row
+from run import RESULTS, describe, publish, row
 
-DIMENSIONS = 384
-PER_PROMPT = 8
-GROUPS = 3
-NOISE = 0.6
+NOISE = DATA["apart"][0]
 CHUNKS = (64, 512, 4096)
 # The peers' cosines are rounded to single precision; what is compared are means of them over thousands of prompts.
 TOLERANCE = 1e-5
@@ -41,13 +38,7 @@ class Data:
 
     def __init__(self, prompts: int) -> None:
         rng = np.random.default_rng(2026)
-        self.embedding = np.empty((prompts, PER_PROMPT, DIMENSIONS), dtype=np.float32)
-        for start in range(0, prompts, 4096):
-            part = self.embedding[start : start + 4096]
-            rng.standard_normal(part.shape, dtype=np.float32, out=part)
-            part *= np.float32(NOISE)
-            groups = rng.standard_normal((len(part), GROUPS, DIMENSIONS), dtype=np.float32)
-            part += groups[np.arange(len(part))[:, None], rng.integers(GROUPS, size=part.shape[:2])]
+        self.embedding = make(prompts, NOISE)
         self.behavior = -40.0 + rng.normal(0.0, 5.0, size=(prompts, PER_PROMPT))
         self.target = self.behavior + rng.normal(-0.125, 0.5, size=self.behavior.shape)
         self.prompt = np.repeat(np.arange(prompts, dtype=np.int64), PER_PROMPT)
@@ -206,11 +197,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     found: dict[str, Any] = {"machine": machine(PACKAGES), "threads": args.threads}
     found |= compare(max(2, int(args.rows) // PER_PROMPT), args.threads)
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "pairs.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    text = report(found)
-    (args.output / "pairs.md").write_text(text, encoding="utf-8")
-    sys.stdout.write(text)
+    publish(args.output, "pairs", found, report(found))
 
 
 if __name__ == "__main__":

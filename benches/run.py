@@ -143,6 +143,14 @@ def report(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def publish(folder: Path, name: str, found: dict[str, Any], text: str) -> None:
+    """Write results as JSON and as Markdown, and show the latter."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    (folder / f"{name}.md").write_text(text, encoding="utf-8")
+    sys.stdout.write(text)
+
+
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -178,11 +186,7 @@ def main() -> None:
             save(make_tokens(int(args.responses)), Path(folder))
             found["D"] = compare("D", Path(folder))
 
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "jobs.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    text = report(found)
-    (args.output / "jobs.md").write_text(text, encoding="utf-8")
-    sys.stdout.write(text)
+    publish(args.output, "jobs", found, report(found))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from measure import PACKAGES, machine, usable_cores
-from run import RESULTS
+from run import RESULTS, publish
 from scorers import COMPLETION
 
 HERE = Path(__file__).resolve().parent
@@ -154,13 +154,10 @@ def main() -> None:
     batches = {prompt: best_batches(args, prompt) for prompt in args.prompts}
     for prompt, responses in itertools.product(args.prompts, args.responses):
         found["cases"].append(measure(args, prompt, responses, batches[prompt]))
-    text = report(found)
-    if not args.quick:
-        args.output.mkdir(parents=True, exist_ok=True)
-        name = "scoring" if args.device == "cpu" else f"scoring_{args.device}"
-        (args.output / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-        (args.output / f"{name}.md").write_text(text, encoding="utf-8")
-    sys.stdout.write(text)
+    if args.quick:
+        sys.stdout.write(report(found))
+    else:
+        publish(args.output, "scoring" if args.device == "cpu" else f"scoring_{args.device}", found, report(found))
 
 
 def versions(*packages: str) -> dict[str, str]:
