@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -13,6 +14,19 @@ VerdictLevel = Literal["reliable", "caution", "unreliable"]
 
 VERDICT_LEVELS: tuple[VerdictLevel, ...] = ("reliable", "caution", "unreliable")
 """The verdicts, from best to worst."""
+
+QUANTITIES = ("utility", "diversity", "value", "groups", "welfare", "differences")
+"""What a finding can concern, and what can have a verdict of its own."""
+
+# What is made of what: a finding about U is one about V, groups and welfare too.
+_MADE_OF: dict[str, frozenset[str]] = {
+    "utility": frozenset({"utility", "value", "groups", "welfare"}),
+    "diversity": frozenset({"diversity", "value"}),
+    "value": frozenset({"value"}),
+    "groups": frozenset({"groups", "welfare"}),
+    "welfare": frozenset({"welfare"}),
+    "differences": frozenset({"differences"}),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +43,9 @@ class Finding:
         The finding in words, with its figures.
     value, threshold
         What was measured and the gate it was held against; ``None`` where there is no single figure.
+    quantities
+        What it concerns, of :data:`QUANTITIES`; empty for the whole policy. What concerns U concerns V, groups and
+        welfare too, what concerns D concerns V, and what concerns U, D or V of a policy concerns that difference.
     """
 
     code: str
@@ -36,6 +53,16 @@ class Finding:
     message: str
     value: float | None = None
     threshold: float | None = None
+    quantities: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        unknown = set(self.quantities).difference(QUANTITIES)
+        if unknown:
+            raise ValueError(f"a finding cannot concern {sorted(unknown)}; there are {QUANTITIES}")
+
+    def concerns(self, quantity: str) -> bool:
+        """Whether it bears on a quantity, one of :data:`QUANTITIES`."""
+        return not self.quantities or any(quantity in _MADE_OF[mine] for mine in self.quantities)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +80,14 @@ class Verdict:
     level: VerdictLevel
     findings: tuple[Finding, ...] = ()
 
+    @classmethod
+    def of(cls, findings: Iterable[Finding]) -> Verdict:
+        """Judge by the worst finding; they are put in order, the grave ones first."""
+        gravity = ("unreliable", "caution", "info")
+        ordered = tuple(sorted(findings, key=lambda finding: gravity.index(finding.severity)))
+        worst = ordered[0].severity if ordered else "info"
+        return cls("reliable" if worst == "info" else worst, ordered)
+
     @property
     def reasons(self) -> tuple[str, ...]:
         """Messages of the findings that are more than information."""
@@ -64,6 +99,21 @@ class Verdict:
 
     def __str__(self) -> str:
         return self.level + (": " + "; ".join(self.reasons) if self.reasons else "")
+
+
+def quantity_verdict(quantity: str, findings: Iterable[Finding], own: Iterable[Finding] = ()) -> Verdict:
+    """Judge one quantity of a policy.
+
+    Parameters
+    ----------
+    quantity
+        One of :data:`QUANTITIES`.
+    findings
+        What was found of the policy; those that concern the quantity count.
+    own
+        What was found of this quantity alone, for instance of one group.
+    """
+    return Verdict.of([*(finding for finding in findings if finding.concerns(quantity)), *own])
 
 
 @dataclass(frozen=True, slots=True)

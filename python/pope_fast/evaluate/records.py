@@ -16,7 +16,15 @@ from pope_fast.evaluate.results import (
     VarianceParts,
 )
 from pope_fast.evaluate.tails import with_group_tails
-from pope_fast.evaluate.verdict import BRIDGE, RARE_REWARD, bridge_findings, headline_method, judge, voids_bounds
+from pope_fast.evaluate.verdict import (
+    BRIDGE,
+    RARE_REWARD,
+    Evidence,
+    bridge_findings,
+    headline_method,
+    judge,
+    voids_bounds,
+)
 from pope_fast.log import RewardRange
 
 __all__ = ["TOO_RARE", "make_estimate", "make_policy_value"]
@@ -124,15 +132,8 @@ def make_policy_value(
     """Judge one policy and put its numbers in order."""
     if bridge is not None:
         found = (*bridge_findings(bridge, gates), *found)
-    verdict = judge(
-        summary,
-        gates,
-        inverted=_inverted(summary),
-        calibrated=calibration is not None,
-        constant_reward=bounds.low == bounds.high,
-        found=found,
-    )
-    verdict = _with_assumptions(verdict, bounds)
+    evidence = Evidence(summary, gates, bounds, inverted=_inverted(summary), calibrated=calibration is not None)
+    verdict = judge(evidence, found)
     method = headline_method(verdict, gates)
     choice = _Choice(verdict, method, level)
     estimate = choice.of_reward
@@ -207,25 +208,6 @@ class _Choice:
         if self.void and self.no_overlap:
             return replace(made, interval=None, intervals=dict.fromkeys(made.intervals), note=self.unusable)
         return made
-
-
-def _with_assumptions(verdict: Verdict, bounds: RewardRange) -> Verdict:
-    extra = []
-    if bounds.low == bounds.high:
-        message = f"all rewards equal {bounds.low:g}: no policy can be told from another by utility"
-        extra.append(Finding("constant_reward", "caution", message))
-    elif bounds.origin == "observed":
-        message = (
-            f"the reward range [{bounds.low:g}, {bounds.high:g}] was observed, not declared: "
-            "bounded intervals hold if no reward can lie outside (reward_range=)"
-        )
-        extra.append(Finding("observed_reward_range", "info", message))
-    if not extra:
-        return verdict
-    level = verdict.level
-    if level == "reliable" and any(f.severity == "caution" for f in extra):
-        level = "caution"
-    return Verdict(level, (*verdict.findings, *extra))
 
 
 def _why_missing(estimator: str) -> str:

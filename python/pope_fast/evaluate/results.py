@@ -93,6 +93,8 @@ class Estimate:
         ``"effective kinds"``.
     note
         What a reader has to know about this number, in a sentence.
+    verdict
+        Whether the log can answer for this quantity; ``None`` for a number that was not judged.
     """
 
     name: str
@@ -102,6 +104,7 @@ class Estimate:
     intervals: Mapping[str, Interval | None] = field(default_factory=dict)
     unit: str = "reward units"
     note: str | None = None
+    verdict: Verdict | None = None
 
     @property
     def available(self) -> bool:

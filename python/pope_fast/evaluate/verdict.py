@@ -7,11 +7,13 @@ truncation says that truncation works, not that the log covers the policy.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pope_fast.errors import PopeError
-from pope_fast.evaluate.findings import BridgeCheck, Finding, Verdict, VerdictLevel
+from pope_fast.evaluate.findings import BridgeCheck, Finding, Verdict
+from pope_fast.log import RewardRange
 
 if TYPE_CHECKING:
     from pope_fast.evaluate.results import Estimate
@@ -19,8 +21,10 @@ if TYPE_CHECKING:
 __all__ = [
     "BRIDGE",
     "DEFAULT_THRESHOLDS",
+    "FINDERS",
     "INCONSISTENT",
     "RARE_REWARD",
+    "Evidence",
     "bridge_findings",
     "headline_method",
     "judge",
@@ -80,46 +84,40 @@ def merge_thresholds(given: Mapping[str, float] | None) -> dict[str, float]:
     return merged
 
 
-def judge(
-    summary: Mapping[str, Any],
-    gates: Mapping[str, float],
-    *,
-    inverted: bool,
-    calibrated: bool,
-    constant_reward: bool = False,
-    found: Sequence[Finding] = (),
-) -> Verdict:
-    """Judge one policy from its summary.
+@dataclass(frozen=True)
+class Evidence:
+    """What the findings about a policy are made from.
 
-    Parameters
+    Attributes
     ----------
     summary
         What ``Snapshot.summary`` returned.
     gates
         Thresholds by name.
+    bounds
+        Range of the reward.
     inverted
         Whether an interval came out with its lower end above its upper one.
     calibrated
         Whether an A/A column has calibrated the weights.
-    constant_reward
-        Whether the bounds of the reward coincide, so that there is no rare side of it.
-    found
-        What was found elsewhere.
     """
-    d = summary["diagnostics"]
-    findings = [
-        *_overlap(d, gates),
-        *_consistency(d, gates, inverted=inverted, calibrated=calibrated),
-        *_cautions(summary, d, gates),
-        *([] if constant_reward else _rare_reward(d, gates)),
-        *found,
-    ]
-    gravity = ("unreliable", "caution", "info")
-    findings.sort(key=lambda f: gravity.index(f.severity))
-    level: VerdictLevel = "reliable"
-    if findings and findings[0].severity != "info":
-        level = findings[0].severity
-    return Verdict(level, tuple(findings))
+
+    summary: Mapping[str, Any]
+    gates: Mapping[str, float]
+    bounds: RewardRange
+    inverted: bool = False
+    calibrated: bool = False
+
+    @property
+    def diagnostics(self) -> Mapping[str, Any]:
+        """Diagnostics of the summary."""
+        found: Mapping[str, Any] = self.summary["diagnostics"]
+        return found
+
+
+def judge(evidence: Evidence, found: Sequence[Finding] = ()) -> Verdict:
+    """Judge one policy by what every function of :data:`FINDERS` finds, and by what was found elsewhere."""
+    return Verdict.of([*(finding for find in FINDERS for finding in find(evidence)), *found])
 
 
 def voids_bounds(verdict: Verdict) -> bool:
@@ -143,7 +141,8 @@ def headline_method(verdict: Verdict, gates: Mapping[str, float]) -> str:
     return "robust" if rare is not None or verdict.level == "unreliable" else "worst_case_tail"
 
 
-def _overlap(d: Mapping[str, Any], gates: Mapping[str, float]) -> list[Finding]:
+def _overlap(evidence: Evidence) -> list[Finding]:
+    d, gates = evidence.diagnostics, evidence.gates
     found = []
     n = d["n_units"]
     k_hat, ess, kl, mean = d["k_hat"], d["ess"], d["kl_target_behavior"], d["mean_weight"]
@@ -188,22 +187,21 @@ def _overlap(d: Mapping[str, Any], gates: Mapping[str, float]) -> list[Finding]:
     return found
 
 
-def _consistency(
-    d: Mapping[str, Any], gates: Mapping[str, float], *, inverted: bool, calibrated: bool
-) -> list[Finding]:
+def _consistency(evidence: Evidence) -> list[Finding]:
+    d, gates = evidence.diagnostics, evidence.gates
     reasons = []
     log_e, mean_log, error = d["log_e_value"], d["mean_log_weight"], d["mean_log_weight_standard_error"]
     if log_e > math.log(gates["e_value"]):
         reasons.append(f"the mean weight {d['mean_weight']:.3g} is above 1 (e-value {_power(log_e)})")
     if mean_log is not None and mean_log > gates["mean_log_weight_z"] * error > 0:
         reasons.append(f"the mean log-weight {mean_log:+.3g} is above 0, which no two policies can do")
-    if inverted:
+    if evidence.inverted:
         reasons.append("an interval came out with its lower end above its upper end")
     if not reasons:
         return []
     remedy = (
         "even after the A/A calibration; look for another template, tokenizer or temperature"
-        if calibrated
+        if evidence.calibrated
         else "score both policies with one engine, precision and batch plan, or calibrate with aa_policy="
     )
     message = f"inconsistent log-probs: {'; '.join(reasons)}: {remedy}"
@@ -266,7 +264,8 @@ def _power(log_value: float) -> str:
     return f"{math.exp(log_value):.3g}" if log_value < 700 else f"1e{log_value / math.log(10):.0f}"
 
 
-def _cautions(summary: Mapping[str, Any], d: Mapping[str, Any], gates: Mapping[str, float]) -> list[Finding]:
+def _reach(evidence: Evidence) -> list[Finding]:
+    d, gates = evidence.diagnostics, evidence.gates
     found = []
     if d["missing_mass"] > gates["missing_mass"]:
         message = (
@@ -277,16 +276,34 @@ def _cautions(summary: Mapping[str, Any], d: Mapping[str, Any], gates: Mapping[s
     if d["max_weight_share"] > gates["max_weight_share"]:
         message = f"one unit carries {d['max_weight_share']:.0%} of all weight"
         found.append(Finding("dominant_unit", "caution", message, d["max_weight_share"], gates["max_weight_share"]))
-    marginal = summary["marginal"]
-    if summary["diversity_level"] == "marginal" and marginal["unseen_mass"] > gates["unseen_mass"]:
-        message = f"{marginal['unseen_mass']:.0%} of the weight is in clusters that occur once: D is too low"
-        found.append(Finding("unseen_clusters", "caution", message, marginal["unseen_mass"], gates["unseen_mass"]))
+    return found
+
+
+def _unseen_clusters(evidence: Evidence) -> list[Finding]:
+    if evidence.summary["diversity_level"] != "marginal":
+        return []
+    unseen, gate = evidence.summary["marginal"]["unseen_mass"], evidence.gates["unseen_mass"]
+    if unseen <= gate:
+        return []
+    message = f"{unseen:.0%} of the weight is in clusters that occur once: D is too low"
+    return [Finding("unseen_clusters", "caution", message, unseen, gate, ("diversity",))]
+
+
+def _length_drift(evidence: Evidence) -> list[Finding]:
+    d, gate = evidence.diagnostics, evidence.gates["length_drift"]
     target, logged = d["length_target"], d["length_behavior"]
-    if target is not None and logged and target > 0:
-        ratio = max(target / logged, logged / target)
-        if ratio > gates["length_drift"]:
-            message = f"responses of {target:.0f} tokens on average against {logged:.0f} in the log"
-            found.append(Finding("length_drift", "caution", message, ratio, gates["length_drift"]))
+    if target is None or not logged or target <= 0:
+        return []
+    ratio = max(target / logged, logged / target)
+    if ratio <= gate:
+        return []
+    message = f"responses of {target:.0f} tokens on average against {logged:.0f} in the log"
+    return [Finding("length_drift", "caution", message, ratio, gate)]
+
+
+def _weights(evidence: Evidence) -> list[Finding]:
+    d = evidence.diagnostics
+    found = []
     if d["truncation_raised"]:
         message = f"weights are truncated at {d['truncation']:.3g}, the lowest level that the kept tail allows"
         found.append(Finding("truncation_raised", "info", message, d["truncation"], None))
@@ -296,7 +313,10 @@ def _cautions(summary: Mapping[str, Any], d: Mapping[str, Any], gates: Mapping[s
     return found
 
 
-def _rare_reward(d: Mapping[str, Any], gates: Mapping[str, float]) -> list[Finding]:
+def _rare_reward(evidence: Evidence) -> list[Finding]:
+    d, gates = evidence.diagnostics, evidence.gates
+    if evidence.bounds.low == evidence.bounds.high:
+        return []
     # None stands for a reward that never leaves one end of its range: no unit shows the other side.
     size = d["reward_ess"] or 0.0
     # Where all units together are worth little, that is said already; rare is what is much rarer than that.
@@ -310,7 +330,35 @@ def _rare_reward(d: Mapping[str, Any], gates: Mapping[str, float]) -> list[Findi
         )
     else:
         message = "every reward is at one end of its range: how rare the other end is, no standard error can say"
-    return [Finding(RARE_REWARD, "caution", message, size, gates["reward_ess"])]
+    return [Finding(RARE_REWARD, "caution", message, size, gates["reward_ess"], ("utility",))]
+
+
+def _reward_range(evidence: Evidence) -> list[Finding]:
+    bounds = evidence.bounds
+    if bounds.low == bounds.high:
+        message = f"all rewards equal {bounds.low:g}: no policy can be told from another by utility"
+        return [Finding("constant_reward", "caution", message, quantities=("utility",))]
+    if bounds.origin != "observed":
+        return []
+    message = (
+        f"the reward range [{bounds.low:g}, {bounds.high:g}] was observed, not declared: "
+        "bounded intervals hold if no reward can lie outside (reward_range=)"
+    )
+    return [Finding("observed_reward_range", "info", message, quantities=("utility",))]
+
+
+FINDERS: tuple[Callable[[Evidence], list[Finding]], ...] = (
+    _overlap,
+    _consistency,
+    _reach,
+    _unseen_clusters,
+    _length_drift,
+    _weights,
+    _rare_reward,
+    _reward_range,
+)
+"""What looks for findings. To add one, write a function of the evidence and list it here; its code belongs into
+``STEPS`` of ``report/words.py`` and into ``docs/howto-verdict.md``."""
 
 
 def _count(size: float) -> str:
