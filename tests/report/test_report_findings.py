@@ -7,7 +7,7 @@ import inspect
 import re
 from pathlib import Path
 
-from pope_fast.evaluate import DEFAULT_THRESHOLDS, provenance, records, verdict
+from pope_fast.evaluate import DEFAULT_THRESHOLDS, provenance, records, spans, verdict
 from pope_fast.report import words
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "howto-verdict.md").read_text(encoding="utf-8")
@@ -23,7 +23,7 @@ def documented() -> list[tuple[str, str, str, str, str]]:
 def made() -> set[tuple[str, str]]:
     """Code and severity of every finding that the source makes."""
     found = set()
-    for module in (verdict, records, provenance):
+    for module in (verdict, records, spans, provenance):
         for node in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Finding":
                 code, severity = node.args[:2]

@@ -72,15 +72,16 @@ def estimate(
 def reasons_to_stop(policy: PolicyValue) -> tuple[str, ...]:
     """Return why the log no longer supports a policy; empty where it does.
 
-    These are the reasons of an ``unreliable`` verdict. Two of them do not count while the effective sample size is more
-    than half of the held-out prompts, for they then speak of how few these are: that sample size itself, and k-hat,
-    which a few hundred responses cannot tell from a mixture of weights.
+    These are the reasons of an ``unreliable`` verdict. Three of them do not count while the effective sample size is
+    more than half of the held-out prompts, for they then speak of how few these are: that sample size itself, the width
+    of an interval, and k-hat, which a few hundred responses cannot tell from a mixture of weights.
     """
     near = (policy.diagnostics.ess_fraction or 0.0) > 0.5
+    of_few = ("low_ess", "heavy_tail", "wide_interval")
     return tuple(
         finding.message
         for finding in policy.verdict.findings
-        if finding.severity == "unreliable" and not (near and finding.code in ("low_ess", "heavy_tail"))
+        if finding.severity == "unreliable" and not (near and finding.code in of_few)
     )
 
 

@@ -6,10 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pope_fast.evaluate.records import TOO_RARE, make_estimate
+from pope_fast.evaluate.choice import choose
+from pope_fast.evaluate.findings import Finding, Verdict
+from pope_fast.evaluate.records import make_estimate
 from pope_fast.evaluate.results import Difference, Estimate, PolicyValue
+from pope_fast.evaluate.spans import diversity_span, reward_span, wide_interval
 from pope_fast.evaluate.tails import Ends, difference_tail
-from pope_fast.evaluate.verdict import RARE_REWARD, voids_bounds
+from pope_fast.evaluate.verdict import RARE_REWARD
+from pope_fast.log import RewardRange
 
 __all__ = ["Side", "make_difference"]
 
@@ -32,53 +36,89 @@ class Side:
     summary: Mapping[str, Any]
     strict: Callable[[], Mapping[str, Any]]
 
-    def has(self, code: str) -> bool:
-        """Whether the verdict has this finding."""
-        return any(f.code == code for f in self.policy.verdict.findings)
+    def findings(self, quantity: str) -> tuple[Finding, ...]:
+        """Give what was found of U, D or V of this policy, but for the width of its own interval."""
+        found = (f for e in self.policy.estimates(quantity) if e.verdict is not None for f in e.verdict.findings)
+        return tuple(f for f in found if f.code != "wide_interval")
 
 
-def make_difference(record: Mapping[str, Any], level: float, a: Side, b: Side) -> Difference:
+def make_difference(
+    record: Mapping[str, Any], level: float, a: Side, b: Side, *, gates: Mapping[str, float], bounds: RewardRange
+) -> Difference:
     """Turn a native paired difference into a :class:`Difference`.
 
     The jackknife pairs the units, so what the policies share cancels, but it knows nothing of the weight that
     truncation took: ``worst_case_tail`` adds what that could be on either side, and is shown. Where the reward is
     rare, U and V have the ends of both policies' bounded intervals, each at half the error probability.
+
+    The verdict on a difference in U is the worse one of either policy's U, and so for D and V.
     """
-    bad = [side.policy.policy for side in (a, b) if side.policy.verdict.level == "unreliable"]
-    note = f"not to be trusted: {' and '.join(bad)} unreliable" if bad else None
-    void = voids_bounds(a.policy.verdict) or voids_bounds(b.policy.verdict)
-    rare = a.has(RARE_REWARD) or b.has(RARE_REWARD)
-
-    def estimate(name: str, unit: str, *, of_reward: bool) -> Estimate:
-        part = record[name]
-        intervals = list(part["intervals"])
-        paired = next((i["interval"] for i in intervals if i["method"] == "jackknife"), None)
-        tail = None
-        if paired is not None and not void:
-            tail = difference_tail(paired, _part(a.summary, name), _part(b.summary, name))
-        if tail is not None:
-            intervals.append({"method": "worst_case_tail", "interval": tail})
-        bounded = rare and of_reward
-        if bounded and not (bad or void):
-            ends = _apart(_part(a.strict(), name), a.policy, _part(b.strict(), name), b.policy)
-            if ends is not None:
-                intervals.append({"method": "robust", "interval": ends})
-        # The jackknife stays among the intervals; it is not shown first where one side cannot be estimated.
-        headline = ("robust",) if bad or bounded else ("worst_case_tail", "jackknife")
-        made = make_estimate({**part, "intervals": intervals}, level, unit=unit, headline=headline, note=note)
-        return replace(made, note=TOO_RARE) if bounded and not bad and made.interval is None else made
-
-    d = a.policy.diversity
+    spans = _spans(a, bounds)
+    of_d = "nats" if a.policy.diversity is None else a.policy.diversity.unit
+    made = {
+        name: _estimate(name, record[name], level, a, b, gates, span, of_d if name == "diversity" else "reward units")
+        for name, span in spans.items()
+        if record[name] is not None
+    }
+    bad = [
+        side.policy.policy
+        for side in (a, b)
+        if any(Verdict.of(side.findings(name)).level == "unreliable" for name in made)
+    ]
     return Difference(
         a=record["a"],
         b=record["b"],
-        utility=estimate("utility", "reward units", of_reward=True),
-        diversity=None
-        if record["diversity"] is None
-        else estimate("diversity", "nats" if d is None else d.unit, of_reward=False),
-        value=estimate("value", "reward units", of_reward=True),
-        note=note,
+        utility=made["utility"],
+        diversity=made.get("diversity"),
+        value=made["value"],
+        note=f"not to be trusted: {' and '.join(bad)} unreliable" if bad else None,
     )
+
+
+def _estimate(
+    name: str,
+    part: Mapping[str, Any],
+    level: float,
+    a: Side,
+    b: Side,
+    gates: Mapping[str, float],
+    span: float | None,
+    unit: str,
+) -> Estimate:
+    """Make the difference in U, D or V."""
+    verdict = Verdict.of(
+        replace(finding, message=f"{side.policy.policy}: {finding.message}")
+        for side in (a, b)
+        for finding in side.findings(name)
+    )
+    choice = choose(verdict, gates)
+    intervals = list(part["intervals"])
+    paired = next((i["interval"] for i in intervals if i["method"] == "jackknife"), None)
+    if paired is not None and not choice.voids_bounds:
+        tail = difference_tail(paired, _part(a.summary, name), _part(b.summary, name))
+        if tail is not None:
+            intervals.append({"method": "worst_case_tail", "interval": tail})
+    bad = [side.policy.policy for side in (a, b) if Verdict.of(side.findings(name)).level == "unreliable"]
+    rare = any(finding.code == RARE_REWARD for finding in verdict.findings)
+    if rare and not bad and not choice.voids_bounds:
+        ends = _apart(_part(a.strict(), name), a.policy, _part(b.strict(), name), b.policy)
+        if ends is not None:
+            # It has the bounds of each policy's own choice, whatever that is: see _apart.
+            intervals.append({"method": choice.methods[0], "interval": ends})
+    note = f"not to be trusted: {' and '.join(bad)} unreliable" if bad else None
+    estimate = make_estimate({**part, "intervals": intervals}, level, choice, unit=unit, note=note, verdict=verdict)
+    own = wide_interval(f"the difference in {name}", "differences", estimate, None if span is None else 2 * span, gates)
+    return replace(estimate, verdict=Verdict.of([*verdict.findings, *own])) if own else estimate
+
+
+def _spans(a: Side, bounds: RewardRange) -> dict[str, float | None]:
+    """How far U, D and V can range."""
+    reward, diversity = reward_span(bounds), diversity_span(a.summary)
+    value = reward
+    if a.policy.diversity is not None:
+        both = reward is not None and diversity is not None
+        value = reward + a.policy.diversity_weight * diversity if both else None  # type: ignore[operator]
+    return {"utility": reward, "diversity": diversity, "value": value}
 
 
 def _part(summary: Mapping[str, Any], name: str) -> Ends:

@@ -18,6 +18,9 @@ VERDICT_LEVELS: tuple[VerdictLevel, ...] = ("reliable", "caution", "unreliable")
 QUANTITIES = ("utility", "diversity", "value", "groups", "welfare", "differences")
 """What a finding can concern, and what can have a verdict of its own."""
 
+ASKED = ("utility", "diversity", "value")
+"""The quantities that a policy's verdict is about, unless others are asked for."""
+
 # What is made of what: a finding about U is one about V, groups and welfare too.
 _MADE_OF: dict[str, frozenset[str]] = {
     "utility": frozenset({"utility", "value", "groups", "welfare"}),

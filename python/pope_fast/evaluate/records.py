@@ -5,9 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from pope_fast.evaluate.findings import AACalibration, BridgeCheck, Diagnostics, Finding, Verdict
+from pope_fast.evaluate.choice import BOUNDED, Choice, choose
+from pope_fast.evaluate.findings import (
+    ASKED,
+    QUANTITIES,
+    AACalibration,
+    BridgeCheck,
+    Diagnostics,
+    Finding,
+    Verdict,
+    quantity_verdict,
+)
 from pope_fast.evaluate.results import (
     DiversitySummary,
     Estimate,
@@ -15,30 +26,14 @@ from pope_fast.evaluate.results import (
     PolicyValue,
     VarianceParts,
 )
+from pope_fast.evaluate.spans import diversity_span, reward_span, wide_interval
 from pope_fast.evaluate.tails import with_group_tails
-from pope_fast.evaluate.verdict import (
-    BRIDGE,
-    RARE_REWARD,
-    Evidence,
-    bridge_findings,
-    headline_method,
-    judge,
-    voids_bounds,
-)
+from pope_fast.evaluate.verdict import Evidence, bridge_findings, judge
 from pope_fast.log import RewardRange
 
-__all__ = ["TOO_RARE", "make_estimate", "make_policy_value"]
+__all__ = ["make_estimate", "make_policy_value"]
 
 Labels = Mapping[str, Mapping[int, str | int]]
-
-_BOUNDED = ("robust", "certified", "worst_case_tail")
-_WITHOUT_OVERLAP = frozenset({"robust", "certified"})
-_VOID = "void: the log-probs are inconsistent"
-_UNUSABLE = "no interval is valid: no overlap and inconsistent log-probs"
-_CONTRADICTED = "no interval is valid: fresh draws contradict the log-probs"
-
-TOO_RARE = "the reward is too rare for an interval from its standard error"
-"""Why there is no interval where only one from a standard error could be made."""
 
 
 def _finite(value: float | None) -> float | None:
@@ -56,12 +51,12 @@ def _interval(ends: Mapping[str, float], level: float, method: str) -> Interval 
 def make_estimate(
     record: Mapping[str, Any],
     level: float,
+    choice: Choice | None = None,
     *,
     name: str | None = None,
     unit: str = "reward units",
-    headline: Sequence[str] = (),
-    void: bool = False,
     note: str | None = None,
+    verdict: Verdict | None = None,
 ) -> Estimate:
     """Turn a named native estimate into an :class:`Estimate`.
 
@@ -71,30 +66,26 @@ def make_estimate(
         ``name``, ``value``, ``standard_error`` and ``intervals``.
     level
         Coverage of the intervals.
-    name, unit, note
+    choice
+        Which of its intervals may be shown; by default the first there is.
+    name, unit, note, verdict
         For the estimate.
-    headline
-        Methods in order of preference for the headline interval; the first of any by default, but none where
-        "robust" or "certified" is asked for and there is nothing like it.
-    void
-        Whether intervals that need bounded weights are void.
     """
+    if choice is None:
+        choice = Choice(tuple(item["method"] for item in record["intervals"]), "no interval could be formed")
     intervals = {
         item["method"]: None
-        if void and item["method"] in _BOUNDED
+        if choice.voids_all or (choice.voids_bounds and item["method"] in BOUNDED)
         else _interval(item["interval"], level, item["method"])
         for item in record["intervals"]
     }
-    wanted = [method for method in headline if method in intervals]
-    if not wanted and _WITHOUT_OVERLAP.isdisjoint(headline):
-        wanted = list(intervals)[:1]
-    interval = intervals[wanted[0]] if wanted else None
+    interval = next((intervals[method] for method in choice.methods if method in intervals), None)
     value = _finite(record["value"])
     if value is None:
         note = note or "the estimate is not finite: the weights overflow"
         interval = None
-    elif interval is None and note is None:
-        note = _VOID if void else "no interval that needs no overlap exists for this quantity"
+    elif interval is None:
+        note = note or choice.reason
     return Estimate(
         name=name or record["name"],
         value=value,
@@ -103,6 +94,7 @@ def make_estimate(
         intervals=intervals,
         unit=unit,
         note=note,
+        verdict=verdict,
     )
 
 
@@ -111,7 +103,7 @@ def _inverted(summary: Mapping[str, Any]) -> bool:
     records = [summary["value"], *summary["utility"]]
     if summary["diversity"] is not None:
         records.append(summary["diversity"])
-    ends = (i["interval"] for record in records for i in record["intervals"] if i["method"] in _BOUNDED)
+    ends = (i["interval"] for record in records for i in record["intervals"] if i["method"] in BOUNDED)
     return any(i["low"] > i["high"] for i in ends)
 
 
@@ -128,15 +120,14 @@ def make_policy_value(
     asked: str = "auto",
     bridge: BridgeCheck | None = None,
     found: Sequence[Finding] = (),
+    quantities: Sequence[str] = ASKED,
 ) -> PolicyValue:
-    """Judge one policy and put its numbers in order."""
+    """Judge one policy and put its numbers in order; ``quantities`` are those that its own verdict is about."""
     if bridge is not None:
         found = (*bridge_findings(bridge, gates), *found)
     evidence = Evidence(summary, gates, bounds, inverted=_inverted(summary), calibrated=calibration is not None)
     verdict = judge(evidence, found)
-    method = headline_method(verdict, gates)
-    choice = _Choice(verdict, method, level)
-    estimate = choice.of_reward
+    judged = _Judged(verdict.findings, gates, level)
 
     by_name = {record["name"]: record for record in summary["utility"]}
     robust = [i for i in by_name["sn_tips"]["intervals"] if i["method"] in ("robust", "certified")]
@@ -144,70 +135,84 @@ def make_policy_value(
     for name, record in by_name.items():
         # Bounds that assume nothing about overlap hold for the policy's utility, whatever the estimator.
         extra = [] if name == "sn_tips" else robust
-        utilities[name] = estimate({**record, "intervals": [*record["intervals"], *extra]})
+        utilities[name] = judged.estimate("utility", {**record, "intervals": [*record["intervals"], *extra]})
     chosen = utilities.get(estimator)
     if chosen is None:
-        chosen = Estimate(estimator, None, note=_why_missing(estimator))
-    detail = _diversity(summary, level, choice.of_clusters, labels["cluster"], asked)
+        chosen = Estimate(estimator, None, note=_why_missing(estimator), verdict=judged.verdict("utility"))
+    detail = _diversity(summary, level, partial(judged.estimate, "diversity"), labels["cluster"], asked)
     d = summary["diversity"]
-    diversity = None if d is None else choice.of_clusters(d, unit=_unit(d["name"]))
-    value = estimate(summary["value"], name="value")
+    diversity = None if d is None else judged.estimate("diversity", d, unit=_unit(d["name"]))
+    value = judged.estimate("value", summary["value"], name="value")
     if estimator != "sn_tips":
-        value = _value_of(chosen, diversity, diversity_weight, value, level)
+        value = _value_of(chosen, diversity, diversity_weight, value, level, judged.choice("value"))
     lost = max(summary["diagnostics"]["truncated_share"], 0.0)
     high = bounds.high if bounds.high > bounds.low else bounds.low + 1.0
-    by_group, welfare = with_group_tails(summary["groups"], summary["welfare"], lost, bounds.low, high)
-    groups = {_label(group["key"], labels["group"]): estimate(group["utility"]) for group in by_group}
-    return PolicyValue(
+    by_group, by_welfare = with_group_tails(summary["groups"], summary["welfare"], lost, bounds.low, high)
+    span, of_d = reward_span(bounds), diversity_span(summary)
+    groups = {}
+    for record in by_group:
+        label = _label(record["key"], labels["group"])
+        made = judged.estimate("groups", record["utility"])
+        groups[label] = judged.width(f"group {str(label)!r}", "groups", made, span)
+    welfare = {
+        record["name"]: judged.width(
+            f"the {record['name']} welfare", "welfare", judged.estimate("welfare", record), span
+        )
+        for record in by_welfare
+    }
+    chosen = judged.width("U", "utility", chosen, span)
+    value_span = span
+    if diversity is not None:
+        diversity = judged.width("D", "diversity", diversity, of_d)
+        value_span = None if span is None or of_d is None else span + diversity_weight * of_d
+    value = judged.width("V", "value", value, value_span)
+    policy = PolicyValue(
         policy=summary["policy"],
         value=value,
         utility=chosen,
         diversity=diversity,
         diversity_weight=diversity_weight,
-        utility_estimators=utilities,
+        utility_estimators={**utilities, **({estimator: chosen} if estimator in utilities else {})},
         diversity_detail=detail,
         variance=_variance(summary["variance"], diversity_weight),
         groups=groups,
-        welfare={record["name"]: estimate(record) for record in welfare},
+        welfare=welfare,
         diagnostics=_diagnostics(summary["diagnostics"], calibration),
         verdict=verdict,
-        headline_method=method,
+        headline_method=judged.choice("utility").method or "none",
         notes=_notes(summary, groups),
         bridge=bridge,
     )
+    return replace(policy, verdict=policy.verdict_of(*quantities))
 
 
-class _Choice:
-    """Which interval is shown first, for quantities of the reward and for those of the clusters alone."""
+class _Judged:
+    """Verdict and shown interval of every quantity of a policy."""
 
-    def __init__(self, verdict: Verdict, method: str, level: float) -> None:
-        codes = {f.code for f in verdict.findings}
+    def __init__(self, findings: Sequence[Finding], gates: Mapping[str, float], level: float) -> None:
+        self.gates = gates
         self.level = level
-        self.method = method
-        self.void = voids_bounds(verdict)
-        self.unusable = _CONTRADICTED if BRIDGE in codes else _UNUSABLE
-        self.no_overlap = verdict.level == "unreliable"
-        self.rare = RARE_REWARD in codes
+        self._verdicts = {quantity: quantity_verdict(quantity, findings) for quantity in QUANTITIES}
+        self._choices = {quantity: choose(verdict, gates) for quantity, verdict in self._verdicts.items()}
 
-    def of_reward(self, record: Mapping[str, Any], **more: Any) -> Estimate:
-        """Make an estimate that a rare reward makes doubtful: U, V, groups and welfare."""
-        made = self._make(record, self.method, **more)
-        if not self.rare or self.no_overlap or made.value is None:
-            return made
-        return replace(made, interval=None, note=TOO_RARE) if self.void or made.interval is None else made
+    def verdict(self, quantity: str) -> Verdict:
+        """Give the verdict on a quantity, before its interval is looked at."""
+        return self._verdicts[quantity]
 
-    def of_clusters(self, record: Mapping[str, Any], **more: Any) -> Estimate:
-        """Make an estimate of clusters or embeddings, which a rare reward does not touch."""
-        usual = "delta" if self.void else "robust" if self.no_overlap else "worst_case_tail"
-        return self._make(record, usual, **more)
+    def choice(self, quantity: str) -> Choice:
+        """Tell which of its intervals may be shown."""
+        return self._choices[quantity]
 
-    def _make(self, record: Mapping[str, Any], method: str, **more: Any) -> Estimate:
-        bounds = {"robust": ("robust", "certified"), "certified": ("certified",)}
-        preference = bounds.get(method, (method, "delta", "jackknife"))
-        made = make_estimate(record, self.level, headline=preference, void=self.void, **more)
-        if self.void and self.no_overlap:
-            return replace(made, interval=None, intervals=dict.fromkeys(made.intervals), note=self.unusable)
-        return made
+    def estimate(self, quantity: str, record: Mapping[str, Any], **more: Any) -> Estimate:
+        """Make an estimate of a quantity from its native record."""
+        return make_estimate(record, self.level, self.choice(quantity), verdict=self.verdict(quantity), **more)
+
+    def width(self, what: str, quantity: str, estimate: Estimate, span: float | None) -> Estimate:
+        """Lower the verdict on an estimate if its interval is too wide to be an answer."""
+        own = wide_interval(what, quantity, estimate, span, self.gates)
+        if not own:
+            return replace(estimate, verdict=estimate.verdict or self.verdict(quantity))
+        return replace(estimate, verdict=Verdict.of([*self.verdict(quantity).findings, *own]))
 
 
 def _why_missing(estimator: str) -> str:
@@ -216,7 +221,9 @@ def _why_missing(estimator: str) -> str:
     return "needs the columns baseline and baseline_mean/NAME for every policy"
 
 
-def _value_of(utility: Estimate, diversity: Estimate | None, weight: float, value: Estimate, level: float) -> Estimate:
+def _value_of(
+    utility: Estimate, diversity: Estimate | None, weight: float, value: Estimate, level: float, choice: Choice
+) -> Estimate:
     """V with another estimator of U: the error is bounded without their covariance (theory 3, L1)."""
     if utility.value is None or diversity is None or diversity.value is None:
         return Estimate("value", utility.value, utility.standard_error, utility.interval, utility.intervals)
@@ -231,8 +238,8 @@ def _value_of(utility: Estimate, diversity: Estimate | None, weight: float, valu
             half = parts[0].width / 2 + weight * parts[1].width / 2
             bound = Interval(total - half, total + half, level, "delta")
             intervals = {"delta": bound, **intervals}
-            interval = interval or bound
-    note = "standard error bounded by se(U) + lambda se(D)"
+            interval = interval or (bound if "delta" in choice.methods else None)
+    note = "standard error bounded by se(U) + lambda se(D)" if interval is not None else choice.reason
     return Estimate("value", total, error, interval, intervals, note=note)
 
 

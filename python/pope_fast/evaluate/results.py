@@ -7,12 +7,21 @@ Nothing is computed here: the numbers come from the native state, the pages and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pope_fast.errors import PopeError
-from pope_fast.evaluate.findings import VERDICT_LEVELS, AACalibration, BridgeCheck, Diagnostics, Finding, Verdict
+from pope_fast.evaluate.findings import (
+    ASKED,
+    QUANTITIES,
+    VERDICT_LEVELS,
+    AACalibration,
+    BridgeCheck,
+    Diagnostics,
+    Finding,
+    Verdict,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -209,10 +218,12 @@ class PolicyValue:
     groups, welfare
         Utility per annotator group, and its mean, minimum and Nash welfare; empty without a group column.
     diagnostics, verdict
-        How well the log covers this policy, and what that means.
+        How well the log covers this policy, and the worst verdict on the quantities asked for; each estimate has its
+        own.
     headline_method
-        The kind of interval shown first: ``"worst_case_tail"``; ``"robust"`` if the overlap is poor or
-        the reward rare, ``"certified"`` if it is very rare, ``"delta"`` if the log-probabilities are inconsistent.
+        The kind of interval of U shown first: ``"worst_case_tail"``; ``"robust"`` if the overlap is poor or
+        the reward rare, ``"certified"`` if it is very rare, ``"delta"`` if the log-probabilities are inconsistent,
+        ``"none"`` if no interval is valid.
     notes
         What else a reader has to know, a sentence each.
     bridge
@@ -234,6 +245,27 @@ class PolicyValue:
     headline_method: str
     notes: tuple[str, ...] = ()
     bridge: BridgeCheck | None = None
+
+    def estimates(self, quantity: str) -> tuple[Estimate, ...]:
+        """Give the estimates of a quantity ("utility", "diversity", "value", "groups" or "welfare"), if there are any.
+
+        Examples
+        --------
+        >>> import pope_fast as pope
+        >>> near = pope.evaluate(pope.demo_log())["near"]
+        >>> [estimate.verdict.level for estimate in near.estimates("diversity")]
+        ['reliable']
+        """
+        if quantity == "groups":
+            return tuple(self.groups.values())
+        if quantity == "welfare":
+            return tuple(self.welfare.values())
+        one = {"utility": self.utility, "diversity": self.diversity, "value": self.value}.get(quantity)
+        return () if one is None else (one,)
+
+    def verdict_of(self, *quantities: str) -> Verdict:
+        """Give the worst verdict on these quantities, with every finding once."""
+        return worst_verdict(estimate for quantity in quantities for estimate in self.estimates(quantity))
 
     def __repr__(self) -> str:
         parts = [f"V={_short(self.value)}", f"U={_short(self.utility)}"]
@@ -262,6 +294,10 @@ class Difference:
     diversity: Estimate | None
     value: Estimate
     note: str | None = None
+
+    def estimates(self) -> tuple[Estimate, ...]:
+        """Give the differences there are: U, D and V."""
+        return tuple(e for e in (self.utility, self.diversity, self.value) if e is not None)
 
     def __neg__(self) -> Difference:
         return Difference(
@@ -303,6 +339,8 @@ class EvaluationSettings:
         Versions of what computed this, by name.
     diversity
         The measure that was asked for as D; ``"auto"`` for the rule.
+    quantities
+        The quantities that the verdicts of the policies are about.
     """
 
     diversity_weight: float
@@ -315,6 +353,7 @@ class EvaluationSettings:
     source: str
     versions: Mapping[str, str]
     diversity: str = "auto"
+    quantities: tuple[str, ...] = ASKED
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -354,16 +393,43 @@ class Evaluation(Mapping[str, PolicyValue]):
 
     @property
     def verdict(self) -> Verdict:
-        """The worst verdict of any policy, with every policy's findings under its name."""
-        levels = {policy.verdict.level for policy in self.values()}
-        level = next((level for level in reversed(VERDICT_LEVELS) if level in levels), VERDICT_LEVELS[0])
-        findings = (
-            replace(finding, message=f"{name}: {finding.message}")
-            for name, policy in self.items()
-            for finding in policy.verdict.findings
-        )
-        gravity = ("unreliable", "caution", "info")
-        return Verdict(level, tuple(sorted(findings, key=lambda f: gravity.index(f.severity))))
+        """The worst verdict of any policy, with every policy's findings under its name.
+
+        Differences count if they were asked for.
+        """
+        verdicts = [(name, policy.verdict) for name, policy in self.items()]
+        if "differences" in self.settings.quantities:
+            verdicts += self._verdicts_of("differences")
+        return _together(verdicts)
+
+    def verdict_of(self, quantity: str) -> Verdict:
+        """Give the worst verdict on one quantity, over all policies.
+
+        Parameters
+        ----------
+        quantity
+            "utility", "diversity", "value", "groups", "welfare" or "differences".
+
+        Raises
+        ------
+        PopeError
+            If there is no such quantity, or none in this evaluation.
+        """
+        if quantity not in QUANTITIES:
+            raise PopeError(f"there is no quantity {quantity!r}; there are: {', '.join(QUANTITIES)}")
+        verdicts = self._verdicts_of(quantity)
+        if not verdicts:
+            missing = {
+                "diversity": "the log has no clusters and no embeddings",
+                "differences": "it has one policy",
+            }.get(quantity, "the log has no groups")
+            raise PopeError(f"this evaluation has no {quantity}: {missing}")
+        return _together(verdicts)
+
+    def _verdicts_of(self, quantity: str) -> list[tuple[str, Verdict]]:
+        if quantity == "differences":
+            return [(f"{d.a} - {d.b}", worst_verdict(d.estimates())) for d in self.differences.values()]
+        return [(name, policy.verdict_of(quantity)) for name, policy in self.items() if policy.estimates(quantity)]
 
     def compare(self, a: str, b: str) -> Difference:
         """Paired difference ``a - b`` of two target policies on the same logged units.
@@ -447,6 +513,24 @@ class Evaluation(Mapping[str, PolicyValue]):
         from pope_fast.report.html import render_page
 
         return render_page(self)
+
+
+def _together(verdicts: Iterable[tuple[str, Verdict]]) -> Verdict:
+    """Join verdicts; findings stand under the name of what they were found of."""
+    named = list(verdicts)
+    findings = (
+        replace(finding, message=f"{name}: {finding.message}")
+        for name, verdict in named
+        for finding in verdict.findings
+    )
+    level = max((verdict.level for _, verdict in named), key=VERDICT_LEVELS.index, default=VERDICT_LEVELS[0])
+    return Verdict(level, Verdict.of(findings).findings)
+
+
+def worst_verdict(estimates: Iterable[Estimate]) -> Verdict:
+    """Give the worst verdict on some estimates, with every finding once."""
+    found = (finding for e in estimates if e.verdict is not None for finding in e.verdict.findings)
+    return Verdict.of(dict.fromkeys(found))
 
 
 def _short(estimate: Estimate) -> str:

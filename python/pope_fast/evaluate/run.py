@@ -17,7 +17,7 @@ from pope_fast.cluster.metadata import read_clusters
 from pope_fast.errors import PopeError, PopeWarning, SchemaError
 from pope_fast.evaluate.bridge import bridge_checks
 from pope_fast.evaluate.differences import Side, make_difference
-from pope_fast.evaluate.findings import AACalibration, Finding
+from pope_fast.evaluate.findings import ASKED, QUANTITIES, AACalibration, Finding
 from pope_fast.evaluate.fresh import LOGGER
 from pope_fast.evaluate.provenance import provenance_findings
 from pope_fast.evaluate.records import make_policy_value
@@ -54,6 +54,7 @@ def evaluate(
     cluster_scope: Literal["log", "prompt"] | None = None,
     diversity_order: int = 3,
     thresholds: Mapping[str, float] | None = None,
+    quantities: Iterable[str] = ASKED,
     aa_policy: str | None = None,
     fresh: Any = None,
     fresh_logger: str = LOGGER,
@@ -89,6 +90,9 @@ def evaluate(
         Largest order M of the headline H_M (1 to 3).
     thresholds : mapping of str to float, optional
         Gates of the verdict: see :data:`pope_fast.evaluate.DEFAULT_THRESHOLDS`.
+    quantities : iterable of str
+        What the verdict of a policy is about, and so of the evaluation: any of "utility", "diversity", "value",
+        "groups", "welfare" and "differences". Everything is estimated and has its own verdict all the same.
     aa_policy : str, optional
         Column with the behavior policy's log-probs scored a second time, to calibrate noisy log-probs.
     fresh : log, or mapping of policy to log, optional
@@ -120,9 +124,10 @@ def evaluate(
     over the whole log. Without a column of clusters it is Rao's entropy of the embeddings, if there are any; embeddings
     are read only then, or if "rao" or "vendi" is asked for.
 
-    The headline interval is ``worst_case_tail``; where the verdict is ``unreliable`` it is ``robust``, which assumes
-    nothing about overlap. Where the reward is rare (finding ``rare_reward``), that of U and V is ``robust`` too, or
-    ``certified`` if hardly any unit shows its rare side.
+    The headline interval is ``worst_case_tail``; where the verdict on a quantity is ``unreliable`` it is ``robust``,
+    which assumes nothing about overlap. An interval that is wider than half of what its quantity can range over makes
+    the verdict ``unreliable`` too. Where the reward is rare (finding ``rare_reward``), that of U and V is ``robust``
+    too, or ``certified`` if hardly any unit shows its rare side.
 
     Examples
     --------
@@ -139,6 +144,7 @@ def evaluate(
     if diversity not in DIVERSITIES:
         raise PopeError(f"there is no diversity {diversity!r}; there are: {', '.join(DIVERSITIES)}")
     gates = merge_thresholds(thresholds)
+    asked_for = _asked_for(quantities)
     options = {
         "level": level,
         "diversity": diversity,
@@ -176,6 +182,7 @@ def evaluate(
             asked=diversity,
             bridge=bridges.get(name),
             found=origins[name],
+            quantities=asked_for,
         )
         for name in names
     }
@@ -190,14 +197,25 @@ def evaluate(
         source=opened.source,
         versions=_versions(),
         diversity=diversity,
+        quantities=asked_for,
     )
     return Evaluation(
         policies=results,
         settings=settings,
         behavior=_behavior(snapshot.behavior(level=level), level),
-        differences=_differences(snapshot, results, summaries, options),
+        differences=_differences(snapshot, results, summaries, options, gates, bounds),
         warnings=(*opened.warnings, *scope_warnings, *_warn_of(origins)),
     )
+
+
+def _asked_for(quantities: Iterable[str]) -> tuple[str, ...]:
+    asked = (quantities,) if isinstance(quantities, str) else tuple(dict.fromkeys(quantities))
+    for name in asked:
+        if name not in QUANTITIES:
+            raise PopeError(f"there is no quantity {name!r}; there are: {', '.join(QUANTITIES)}")
+    if not asked:
+        raise PopeError(f"name at least one quantity: {', '.join(QUANTITIES)}")
+    return asked
 
 
 def _warn_of(origins: Mapping[str, list[Finding]]) -> list[str]:
@@ -420,6 +438,8 @@ def _differences(
     results: Mapping[str, PolicyValue],
     summaries: Mapping[str, Mapping[str, Any]],
     options: Mapping[str, Any],
+    gates: Mapping[str, float],
+    bounds: RewardRange,
 ) -> dict[tuple[str, str], Difference]:
     compared = list(results)[:_MOST_COMPARED]
     if len(compared) < 2:
@@ -429,7 +449,7 @@ def _differences(
     sides = {name: Side(results[name], summaries[name], partial(strict, name)) for name in compared}
     records = snapshot.differences(compared, **{key: value for key, value in options.items() if key != "kappa"})
     return {
-        (a, b): make_difference(record, level, sides[a], sides[b])
+        (a, b): make_difference(record, level, sides[a], sides[b], gates=gates, bounds=bounds)
         for (a, b), record in zip(combinations(compared, 2), records, strict=True)
     }
 

@@ -26,7 +26,6 @@ __all__ = [
     "RARE_REWARD",
     "Evidence",
     "bridge_findings",
-    "headline_method",
     "judge",
     "merge_thresholds",
     "voids_bounds",
@@ -43,6 +42,7 @@ DEFAULT_THRESHOLDS: Mapping[str, float] = {
     "max_weight_share": 0.1,  # caution above: one unit decides
     "reward_ess": 50.0,  # caution below: the reward, or its absence, rests on that many units
     "reward_ess_few": 5.0,  # below: so few that only the certified interval is shown
+    "interval_share": 0.5,  # unreliable above: the interval's share of what the quantity can range over
     "unseen_mass": 0.1,  # caution above: weight in clusters that occur once
     "e_value": 20.0,  # inconsistent log-probs above: 1 / .05
     "mean_log_weight_z": 3.0,  # inconsistent log-probs above, in standard errors
@@ -123,22 +123,6 @@ def judge(evidence: Evidence, found: Sequence[Finding] = ()) -> Verdict:
 def voids_bounds(verdict: Verdict) -> bool:
     """Tell whether intervals from bounds are void: the log-probs do not fit each other, or fresh draws."""
     return any(f.code in (INCONSISTENT, BRIDGE) for f in verdict.findings)
-
-
-def headline_method(verdict: Verdict, gates: Mapping[str, float]) -> str:
-    """Name the kind of interval of U and V that the verdict leaves standing.
-
-    Without overlap it is the robust one, and so it is where the reward is rare. Where hardly any unit shows the
-    rare side of the reward even that one is too narrow, as its ends are normal limits, and the certified one is left.
-    The self-normalized answer stays consistent under noisy log-probs; intervals from bounds do not.
-    """
-    if voids_bounds(verdict):
-        return "delta"
-    codes = {f.code: f for f in verdict.findings}
-    rare = codes.get(RARE_REWARD)
-    if rare is not None and rare.value is not None and rare.value < gates["reward_ess_few"]:
-        return "certified"
-    return "robust" if rare is not None or verdict.level == "unreliable" else "worst_case_tail"
 
 
 def _overlap(evidence: Evidence) -> list[Finding]:

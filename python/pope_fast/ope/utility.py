@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from pope_fast.evaluate.choice import Choice
 from pope_fast.evaluate.results import Estimate
 from pope_fast.ope.arrays import named, summary
 
@@ -14,8 +15,8 @@ from pope_fast.ope.arrays import named, summary
 def _utility(name: str, arrays: Sequence[npt.ArrayLike], level: float, options: Mapping[str, Any]) -> Estimate:
     target, behavior, reward = arrays
     found = summary(target, behavior, reward, level=level, **options)
-    headline = ("worst_case_tail", "delta") if name == "sn_tips" else ("delta",)
-    return named(found["utility"], name, level, headline=headline)
+    methods = ("worst_case_tail", "delta") if name == "sn_tips" else ("delta",)
+    return named(found["utility"], name, level, choice=Choice(methods, "no interval could be formed"))
 
 
 def ips(

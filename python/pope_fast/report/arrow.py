@@ -33,7 +33,8 @@ def evaluation_to_arrow(evaluation: Evaluation) -> pa.Table:
     """Give one row per policy and metric.
 
     ``metric`` is ``value``, ``utility``, ``diversity``, ``group/<label>`` or ``welfare/<name>``. The first
-    row of a metric has ``headline`` true; other estimators of the same quantity follow with false.
+    row of a metric has ``headline`` true; other estimators of the same quantity follow with false. ``verdict`` is that
+    on the quantity of the row.
 
     Returns
     -------
@@ -85,6 +86,6 @@ def _row(
         "level": None if interval is None else interval.level,
         "method": None if interval is None else interval.method,
         "unit": estimate.unit,
-        "verdict": policy.verdict.level,
+        "verdict": policy.verdict.level if estimate.verdict is None else estimate.verdict.level,
         "note": estimate.note,
     }

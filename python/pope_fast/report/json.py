@@ -20,8 +20,12 @@ NOT_AVAILABLE = "N/A"
 def to_plain(value: object) -> Any:
     """Turn records, mappings and sequences into dicts, lists, strings, booleans and finite numbers.
 
-    NaN and infinities become ``None``, for JSON has no word for them; keys become strings.
+    NaN and infinities become ``None``, for JSON has no word for them; keys become strings. The verdict on an estimate
+    has the codes of its findings; the findings themselves stand once, with the policy.
     """
+    if isinstance(value, Estimate):
+        plain = {f.name: to_plain(getattr(value, f.name)) for f in fields(value) if f.name != "verdict"}
+        return {**plain, "verdict": _level_and_codes(value)}
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
@@ -34,6 +38,13 @@ def to_plain(value: object) -> Any:
         return value if math.isfinite(value) else None
     item = getattr(value, "item", None)  # a NumPy scalar
     return to_plain(item()) if callable(item) else str(value)
+
+
+def _level_and_codes(estimate: Estimate) -> dict[str, Any] | None:
+    verdict = estimate.verdict
+    if verdict is None:
+        return None
+    return {"level": verdict.level, "findings": list(dict.fromkeys(f.code for f in verdict.findings))}
 
 
 def evaluation_to_dict(evaluation: Evaluation) -> dict[str, Any]:
@@ -54,8 +65,8 @@ def harness_results(evaluation: Evaluation) -> dict[str, Any]:
     A policy stands where a task stands, an estimator where a filter stands: ``results[policy]`` has
     ``"utility,sn_tips"``, ``"utility_stderr,sn_tips"``, ``"utility_low,sn_tips"`` and
     ``"utility_high,sn_tips"``, the same for ``diversity``, ``value``, ``group/<label>`` and
-    ``welfare/<name>``, and ``"verdict"``. A value that is not available is null, and its standard error
-    ``"N/A"``. ``pope`` holds everything else.
+    ``welfare/<name>``, and ``"verdict"``, with ``"utility_verdict"`` and so on beside it. A value that
+    is not available is null, and its standard error ``"N/A"``. ``pope`` holds everything else.
     """
     settings = to_plain(evaluation.settings)
     versions = settings.pop("versions")
@@ -119,7 +130,20 @@ def _results_of(policy: PolicyValue) -> dict[str, Any]:
     for name, estimate in policy.welfare.items():
         _put(results, f"welfare/{name}", estimate, filter_name=policy.utility.name)
     results["verdict"] = policy.verdict.level
+    for metric, quantity in _metrics(policy):
+        if quantity.verdict is not None:
+            results[f"{metric}_verdict"] = quantity.verdict.level
     return results
+
+
+def _metrics(policy: PolicyValue) -> list[tuple[str, Estimate]]:
+    """Give the quantities that have a verdict of their own, under the names of their metrics."""
+    main = {"value": policy.value, "utility": policy.utility, "diversity": policy.diversity}
+    return [
+        *((metric, estimate) for metric, estimate in main.items() if estimate is not None),
+        *((f"group/{label}", estimate) for label, estimate in policy.groups.items()),
+        *((f"welfare/{name}", estimate) for name, estimate in policy.welfare.items()),
+    ]
 
 
 def _put(results: dict[str, Any], metric: str, estimate: Estimate, filter_name: str | None = None) -> None:
