@@ -86,6 +86,13 @@ def _row(
         "level": None if interval is None else interval.level,
         "method": None if interval is None else interval.method,
         "unit": estimate.unit,
-        "verdict": policy.verdict.level if estimate.verdict is None else estimate.verdict.level,
+        "verdict": _level(policy, metric, estimate),
         "note": estimate.note,
     }
+
+
+def _level(policy: PolicyValue, metric: str, estimate: Estimate) -> str:
+    """Give the verdict on an estimate, or on the quantity that it is another estimate of."""
+    first = {"utility": policy.utility, "diversity": policy.diversity}.get(metric)
+    judged = (e.verdict for e in (estimate, first) if e is not None and e.verdict is not None)
+    return next(judged, policy.verdict).level
