@@ -125,6 +125,11 @@ bench: $(DONE)/build $(DONE)/bench ## compare with peers on this machine; 1e8 ro
 	$(BIN)/python benches/pairs.py
 	$(BIN)/python benches/scoring.py
 
+SECONDS ?= 60
+.PHONY: fuzz
+fuzz: $(DONE)/build $(DONE)/test ## change bytes of good inputs for SECONDS a target; fails if one is not read or refused
+	$(BIN)/python benches/faults/mutate.py --seconds $(SECONDS) --seed $$(date +%s)
+
 # ---- Release
 
 .PHONY: dist

@@ -18,7 +18,7 @@ import pytest
 from log_tables import make_table, read_all
 
 from pope_fast.errors import PopeError, SchemaError
-from pope_fast.log import read_log
+from pope_fast.log import read_log, validate
 
 TABLE = make_table()
 
@@ -373,3 +373,22 @@ def test_raw_columns(tmp_path: Path) -> None:
 def test_repr_tells_the_source_and_the_policies(tmp_path: Path) -> None:
     pq.write_table(TABLE, tmp_path / "log.parquet")
     assert repr(read_log(tmp_path / "log.parquet")).endswith("log.parquet', 120 rows, policies: near, far)")
+
+
+def test_files_of_unlike_columns_are_joined(tmp_path: Path) -> None:
+    first = make_table(prompts=2, note=[1] * 6)
+    second = make_table(prompts=2, seed=1, note=["x"] * 6, late=pa.array([2**63] * 6, pa.uint64()))
+    for name, part in (("a", first), ("b", second)):
+        pq.write_table(part, tmp_path / f"{name}.parquet")
+    read = read_log(tmp_path).to_arrow()
+    assert read["note"].to_pylist() == ["1"] * 6 + ["x"] * 6
+    assert read["late"].to_pylist() == [None] * 6 + [2**63] * 6
+
+
+def test_a_role_that_a_file_lacks_is_no_null(tmp_path: Path) -> None:
+    pq.write_table(make_table(prompts=2), tmp_path / "a.parquet")
+    pq.write_table(make_table(prompts=2, seed=1, count=[2] * 6), tmp_path / "b.parquet")
+    with pytest.raises(SchemaError, match="no such column") as caught:
+        list(read_log(tmp_path).batches())
+    assert caught.value.column == "count"
+    assert not validate(tmp_path).ok

@@ -63,10 +63,6 @@ class RelabeledSource(Source):
         """Say where a row lies."""
         return self._reader.locate(row)
 
-    def bounds(self, column: str) -> tuple[float, float] | None:
-        """Return the smallest and largest value from metadata."""
-        return None if column == self._column else self._reader.bounds(column)
-
 
 def relabeled(log: FeedbackLog, labels: NDArray[np.int32], info: ClusterInfo, column: str = "cluster") -> FeedbackLog:
     """Return a log like another one, with other clusters.

@@ -107,6 +107,7 @@ class FeedbackLog:
         self._unsaid: list[str] = []
         self._previewed = False
         self._aa_column: str | None = None
+        source.roles = frozenset(self.columns.values())
         source.refine(
             {
                 name: preferred_type(self.columns.role_of(name), self.schema.field(name).type)
@@ -153,8 +154,7 @@ class FeedbackLog:
     def reward_range(self) -> RewardRange:
         """Return the interval that holds every reward.
 
-        The declared one; (0, 1) for booleans; else the observed one, from the Parquet footers where they give
-        it, or from a pass over that column alone.
+        The declared one; (0, 1) for booleans; else the observed one, from a pass over that column alone.
 
         Raises
         ------

@@ -1,17 +1,22 @@
-"""Reading Parquet: row group by row group, columns pruned, decoded on all threads."""
+"""Reading Parquet: row group by row group, columns pruned, decoded on all threads.
+
+The metadata and statistics of a column chunk are never asked for: pyarrow's accessors (``RowGroupMetaData.column``,
+``ColumnChunkMetaData.statistics``) let the C++ exceptions of a damaged footer through, which end the process. Reading
+turns the same exceptions into errors. How large rows are is measured on the first of them, and bounds are read.
+"""
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from pope_fast.errors import PopeError, SchemaError
 from pope_fast.log.files import FileSet, LogFile
-from pope_fast.log.sources import Source, digest, rebatch
+from pope_fast.log.sources import Source, conform, digest, missing_in_file, rebatch, union_schema
 
 if TYPE_CHECKING:
     from pyarrow.parquet import FileMetaData, ParquetFile
@@ -21,19 +26,22 @@ __all__ = ["ParquetSource"]
 #: Batches aim at no more decoded bytes than this: token lists make rows of a kilobyte.
 BATCH_BYTES = 64 << 20
 _PAGE_BUFFER = 8 << 20
+_PROBE_ROWS = 1024
 
 
 class ParquetSource(Source):
-    """One or many Parquet files; the first one's schema is the log's."""
+    """One or many Parquet files; the log has the columns of all of them."""
 
     def __init__(self, files: FileSet) -> None:
         self.files = files
         self.description = files.description
         self._metadata: dict[str, FileMetaData] = {}
         self._starts: list[int] | None = None
-        first = self._open(files.files[0], {})
-        schema = first.schema_arrow
-        first.close()
+        schemas = [self._footer(files.files[0]).schema.to_arrow_schema()]
+        for file in files.files[1:]:
+            with suppress(SchemaError):  # for reading to report, after the rows before it
+                schemas.append(self._footer(file).schema.to_arrow_schema())
+        schema = union_schema(schemas)
         for name, type_ in files.partition_types.items():
             if name not in schema.names:
                 schema = schema.append(pa.field(name, type_))
@@ -91,32 +99,26 @@ class ParquetSource(Source):
         with self._open(file, {"pre_buffer": self.files.filesystem is not None}) as opened:
             stored = opened.schema_arrow.names
             inside = [name for name in columns if name in stored]
-            added = [name for name in columns if name not in stored]
-            for name in added:
-                if name not in self.files.partition_types:
-                    raise SchemaError(
-                        f"no such column in {file.path}",
-                        column=name,
-                        remedy="all files of a log must have the columns that are read",
-                    )
+            for name in columns:
+                if name not in stored and name not in self.files.partition_types and name in self.roles:
+                    raise missing_in_file(file.path, name)
             try:
-                for batch in self._row_groups(opened, file, inside, batch_rows):
+                # Partition values alone do not tell how many rows there are, and a footer may say anything.
+                for batch in self._row_groups(opened, file, inside or stored[:1], batch_rows):
                     yield self._with_partitions(batch, file, columns, inside)
-            except (pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+                if isinstance(error, SchemaError):
+                    raise
                 raise _damaged(file, error) from error
 
     def _row_groups(
         self, opened: ParquetFile, file: LogFile, columns: Sequence[str], batch_rows: int
     ) -> Iterator[pa.RecordBatch]:
         metadata = opened.metadata
+        sizes = _Sizes(opened, columns)
         group, count = 0, metadata.num_row_groups
-        leaves = _leaves(metadata, columns)
         while group < count:
-            rows, size = _extent(metadata, group, leaves)
-            if not columns:
-                yield _no_columns(rows)
-                group += 1
-                continue
+            rows, size = sizes.of(group)
             fitting = max(1, min(batch_rows, int(BATCH_BYTES / max(size, 1) * rows)))
             if rows > 2 * fitting:
                 # One large row group: page by page, in a reader of its own that buffers no more than pages.
@@ -127,7 +129,7 @@ class ParquetSource(Source):
             # Small row groups are decoded together: threads share the columns of one call.
             stop = group + 1
             while stop < count:
-                more_rows, more_size = _extent(metadata, stop, leaves)
+                more_rows, more_size = sizes.of(stop)
                 if rows + more_rows > batch_rows or size + more_size > BATCH_BYTES:
                     break
                 rows, size, stop = rows + more_rows, size + more_size, stop + 1
@@ -140,36 +142,15 @@ class ParquetSource(Source):
     def _with_partitions(
         self, batch: pa.RecordBatch, file: LogFile, columns: Sequence[str], inside: Sequence[str]
     ) -> pa.RecordBatch:
-        arrays = [
-            batch.column(name) if name in inside else self.files.partition_column(name, file, batch.num_rows)
-            for name in columns
-        ]
+        arrays = []
+        for name in columns:
+            if name in inside:
+                arrays.append(conform(batch.column(name), self.schema.field(name).type))
+            elif name in self.files.partition_types:
+                arrays.append(self.files.partition_column(name, file, batch.num_rows))
+            else:
+                arrays.append(pa.nulls(batch.num_rows, self.schema.field(name).type))
         return pa.RecordBatch.from_arrays(arrays, names=list(columns))
-
-    def bounds(self, column: str) -> tuple[float, float] | None:
-        """Return the bounds that the footers promise, None if one of them does not, or not finitely."""
-        low, high = math.inf, -math.inf
-        for file in self.files.files:
-            metadata = self._footer(file)
-            leaf = _leaf_index(metadata, column)
-            if leaf is None:
-                return None
-            for group in range(metadata.num_row_groups):
-                chunk = metadata.row_group(group)
-                if chunk.num_rows == 0:
-                    continue
-                statistics = chunk.column(leaf).statistics
-                if statistics is None or not statistics.has_min_max:
-                    return None
-                try:
-                    bounds = _number(statistics.min), _number(statistics.max)
-                except (TypeError, ValueError):
-                    return None
-                # Some writers let a NaN into the bounds; comparisons with it would silently drop the rest.
-                if not all(map(math.isfinite, bounds)):
-                    return None
-                low, high = min(low, bounds[0]), max(high, bounds[1])
-        return (low, high) if low <= high else None
 
     def locate(self, row: int) -> str | None:
         """Say in which file and row or line a row lies."""
@@ -187,10 +168,6 @@ class ParquetSource(Source):
         return digest([str(self.schema), *self.files.fingerprint()])
 
 
-def _number(value: Any) -> float:
-    return float(value)
-
-
 def _damaged(file: LogFile, error: Exception) -> SchemaError:
     return SchemaError(
         f"{file.path} is not a whole Parquet file ({' '.join(str(error).split())})",
@@ -198,27 +175,28 @@ def _damaged(file: LogFile, error: Exception) -> SchemaError:
     )
 
 
-def _no_columns(rows: int) -> pa.RecordBatch:
-    """Return a batch that has rows but no columns of its own (those of a hive partition are added)."""
-    return pa.RecordBatch.from_arrays([pa.nulls(rows)], names=[""])
+class _Sizes:
+    """Rows and decoded bytes of each row group, for some of its columns.
 
+    A row group's own bytes are those of all columns; the first rows, decoded, tell the share of the ones that are read.
+    """
 
-def _leaves(metadata: FileMetaData, columns: Sequence[str]) -> list[int]:
-    """Return the indices of the leaves below the given columns."""
-    wanted = set(columns)
-    paths = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
-    return [i for i, path in enumerate(paths) if path in wanted or path.partition(".")[0] in wanted]
+    def __init__(self, opened: ParquetFile, columns: Sequence[str]) -> None:
+        self._metadata = opened.metadata
+        self._per_row = self._share = 0.0
+        groups = range(self._metadata.num_row_groups)
+        first = next((g for g in groups if self._metadata.row_group(g).num_rows > 0), None)
+        if first is None:
+            return
+        group = self._metadata.row_group(first)
+        if group.num_rows <= _PROBE_ROWS and len(groups) == 1:
+            return  # whatever its rows hold, they are decoded at once
+        probe = next(opened.iter_batches(_PROBE_ROWS, row_groups=[first], columns=list(columns)), None)
+        if probe is not None and probe.num_rows:
+            self._per_row = probe.nbytes / probe.num_rows
+            self._share = self._per_row * group.num_rows / max(group.total_byte_size, 1)
 
-
-def _extent(metadata: FileMetaData, group: int, leaves: Sequence[int]) -> tuple[int, int]:
-    """Return a row group's number of rows and the decompressed bytes of some of its leaves."""
-    chunk = metadata.row_group(group)
-    return chunk.num_rows, sum(chunk.column(i).total_uncompressed_size for i in leaves)
-
-
-def _leaf_index(metadata: FileMetaData, column: str) -> int | None:
-    """Return the index of a flat column among the leaves, None if it is nested or absent."""
-    for i in range(metadata.num_columns):
-        if metadata.schema.column(i).path == column:
-            return i
-    return None
+    def of(self, group: int) -> tuple[int, float]:
+        """Return a row group's number of rows, and about how many bytes they decode to."""
+        chunk = self._metadata.row_group(group)
+        return chunk.num_rows, max(self._share * chunk.total_byte_size, self._per_row * chunk.num_rows)

@@ -60,7 +60,7 @@ def find_range(
 ) -> RewardRange:
     """Return (0, 1) for booleans, else the smallest and largest reward of the log.
 
-    Parquet footers give these without reading; otherwise the column is read once.
+    The column is read once, by itself: what a Parquet footer says of it may be damaged.
 
     Raises
     ------
@@ -69,10 +69,6 @@ def find_range(
     """
     if pa.types.is_boolean(bare_type(source.schema.field(column).type)):
         return RewardRange(0.0, 1.0, "boolean")
-    bounds = source.bounds(column)
-    if bounds is not None:
-        low, high = bounds
-        return RewardRange(low + 0.0, high + 0.0, "observed")  # -0.0 prints badly
     low, high, row = math.inf, -math.inf, 0
     for batch in read_ahead(source.read([column], _SCAN_ROWS)):
         try:
@@ -95,7 +91,7 @@ def find_range(
         row += batch.num_rows
     if row == 0:
         raise empty_log(source.description)
-    return RewardRange(low + 0.0, high + 0.0, "observed")
+    return RewardRange(low + 0.0, high + 0.0, "observed")  # -0.0 prints badly
 
 
 def empty_log(source: str) -> SchemaError:

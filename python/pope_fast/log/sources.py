@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,8 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pope_fast.errors import PopeError
-from pope_fast.log.arrow_types import DataType
+from pope_fast.errors import PopeError, SchemaError
+from pope_fast.log.arrow_types import Array, DataType
 
 __all__ = ["Source", "open_source", "rebatch"]
 
@@ -28,10 +29,13 @@ class Source(ABC):
         For people.
     schema : pyarrow.Schema
         Every column that is there.
+    roles : frozenset of str
+        The columns that play a role: one of the others that some files lack is null there, one of these is an error.
     """
 
     description: str
     schema: pa.Schema
+    roles: frozenset[str] = frozenset()
 
     @property
     def num_rows(self) -> int | None:
@@ -54,10 +58,6 @@ class Source(ABC):
         """Return the schema of every file with its metadata, the log's own one where there are no files."""
         return [self.schema]
 
-    def bounds(self, column: str) -> tuple[float, float] | None:
-        """Return the smallest and largest value from metadata, None if only reading can tell."""
-        return None
-
     def locate(self, row: int) -> str | None:
         """Say where a row lies (file, and row or line in it), None if there is nothing to add."""
         return None
@@ -71,6 +71,52 @@ def digest(parts: Iterable[str]) -> str:
 def select(batch: pa.RecordBatch, columns: Sequence[str]) -> pa.RecordBatch:
     """Return the columns of a batch in the order asked for."""
     return pa.RecordBatch.from_arrays([batch.column(name) for name in columns], names=list(columns))
+
+
+def missing_in_file(path: str, column: str) -> SchemaError:
+    """Return the error for a column that one of a log's files lacks."""
+    return SchemaError(
+        f"no such column in {path}", column=column, remedy="all files of a log must have the columns that are read"
+    )
+
+
+def union_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
+    """Return every column of some files in order of appearance, in types that hold the values of all."""
+    first = schemas[0]
+    if len(set(first.names)) < len(first.names):
+        return first  # a fault that is reported as such
+    fields = {field.name: field for field in first}
+    for schema in schemas[1:]:
+        for field in schema:
+            known = fields.setdefault(field.name, field)
+            if not known.type.equals(field.type):
+                fields[field.name] = known.with_type(common_type(known.type, field.type))
+    joined: pa.Schema = pa.schema(list(fields.values())).with_metadata(first.metadata or {})
+    return joined
+
+
+def common_type(one: DataType, other: DataType) -> DataType:
+    """Return a type that holds the values of both: text if nothing else does."""
+    if pa.types.is_boolean(one) != pa.types.is_boolean(other) and not (
+        pa.types.is_null(one) or pa.types.is_null(other)
+    ):
+        return pa.string()
+    try:
+        schemas = [pa.schema([("", one)]), pa.schema([("", other)])]
+        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+    except (pa.ArrowException, TypeError):
+        return pa.string()
+
+
+def conform(array: Array, type_: DataType) -> Array:
+    """Return a column of one file in the log's type, which holds its values exactly."""
+    if array.type.equals(type_):
+        return array
+    try:
+        return array.cast(type_)
+    except pa.ArrowException:
+        values = (None if value is None else json.dumps(value, default=str) for value in array.to_pylist())
+        return pa.array(values, pa.string()).cast(type_)
 
 
 def rebatch(batches: Iterable[pa.RecordBatch], batch_rows: int) -> Iterator[pa.RecordBatch]:
