@@ -62,6 +62,11 @@ def test_quiet_prints_nothing(run: Run, log: Path) -> None:
         (["--fail-on", "unreliable", "--policy", "near"], 0),
         (["--fail-on", "caution", "--policy", "near"], 0),
         (["--fail-on", "unreliable", "--policy", "near", "--threshold", "ess=1e9"], 1),
+        (["--fail-on", "unreliable:utility"], 1),
+        (["--fail-on", "unreliable:utility,diversity", "--policy", "near"], 0),
+        (["--fail-on", "unreliable:differences"], 1),
+        (["--fail-on", "caution:value", "--fail-on", "unreliable:diversity"], 1),
+        (["--fail-on", "unreliable", "--only", "diversity", "--policy", "near"], 0),
         ([], 0),
     ],
 )
@@ -69,7 +74,25 @@ def test_exit_code_follows_the_verdict(run: Run, log: Path, arguments: list[str]
     outcome = run("evaluate", log, *arguments)
     assert outcome.code == code
     assert "U utility" in outcome.stdout
-    assert ("verdict: unreliable" in outcome.stderr) == (code == 1)
+    assert bool(re.search(r"^verdict( on \w+)?: unreliable \(--fail-on ", outcome.stderr)) == (code == 1)
+
+
+def test_fail_on_one_quantity_looks_at_no_other(run: Run, table: pa.Table, tmp_path: Path) -> None:
+    path = tmp_path / "rare.parquet"
+    reward = np.zeros(table.num_rows)
+    reward[:20] = 1.0
+    at = table.column_names.index("reward")
+    pq.write_table(table.set_column(at, "reward", pa.array(reward)), path)
+    arguments = ["evaluate", path, "--policy", "near", "--quiet"]
+    assert run(*arguments, "--fail-on", "caution").code == 1
+    assert run(*arguments, "--fail-on", "caution", "--only", "diversity").code == 0
+    assert run(*arguments, "--fail-on", "caution:diversity").code == 0
+    failed = run(*arguments, "--fail-on", "caution:utility,value,diversity")
+    assert failed.code == 1
+    assert failed.stderr.splitlines() == [
+        "verdict on utility: caution (--fail-on caution:utility)",
+        "verdict on value: caution (--fail-on caution:value)",
+    ]
 
 
 def test_policies_and_columns_can_be_named(run: Run, table: pa.Table, tmp_path: Path) -> None:
@@ -169,6 +192,11 @@ def test_other_formats_give_the_same_numbers(run: Run, table: pa.Table, log: Pat
         (["--json", "no/such/folder/a.json"], "folder"),
         (["--html", "no/such/folder/a.html"], "folder"),
         (["--fail-on", "nope"], "nope"),
+        (["--fail-on", "unreliable:nope"], "nope.*utility"),
+        (["--fail-on", "unreliable:"], "quantity"),
+        (["--fail-on", "utility"], "caution and unreliable"),
+        (["--fail-on", "unreliable:groups"], "no groups"),
+        (["--only", "U"], "'U'.*utility"),
         (["--threads", "0"], "threads"),
         (["--nope"], "--nope"),
     ],

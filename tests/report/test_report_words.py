@@ -129,10 +129,10 @@ def test_every_code_that_moves_a_verdict_has_a_step() -> None:
     assert codes <= set(words.STEPS)
 
 
-def test_an_unreliable_policy_shows_only_intervals_that_need_no_overlap() -> None:
-    delta = Estimate("snips", 0.5, 0.01, Interval(0.4, 0.6, 0.95, "delta"))
+def test_a_report_shows_the_interval_that_the_evaluation_chose_and_no_other() -> None:
+    delta = Estimate("snips", 0.5, 0.01, None, {"delta": Interval(0.4, 0.6, 0.95, "delta")})
     robust = Estimate("sn_tips", 0.5, 0.01, Interval(0.1, 0.9, 0.95, "robust"))
-    assert words.interval_or_reason(delta, "reliable") == "[0.400, 0.600]"
+    assert words.interval_or_reason(delta, "reliable") == "none: no valid interval could be formed"
     assert words.interval_or_reason(delta, "unreliable") == "none: no interval holds without overlap"
     assert words.interval_or_reason(robust, "unreliable") == "[0.100, 0.900]"
 

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 
 import typer
 
@@ -28,15 +28,9 @@ from pope_fast.cli.common import (
 from pope_fast.errors import PopeWarning
 
 if TYPE_CHECKING:
+    from pope_fast.evaluate.findings import Verdict, VerdictLevel
     from pope_fast.evaluate.results import Evaluation
     from pope_fast.evaluate.sensitivity import ClusterSensitivity
-
-
-class FailOn(StrEnum):
-    """Verdicts that a caller may want to stop at."""
-
-    caution = "caution"
-    unreliable = "unreliable"
 
 
 class ClusterScope(StrEnum):
@@ -99,7 +93,22 @@ def evaluate(
     ] = None,
     json_to: JsonOption = None,
     html_to: Annotated[str | None, typer.Option("--html", metavar="FILE", help="Write a self-contained page.")] = None,
-    fail_on: Annotated[FailOn | None, typer.Option(help="Exit with 1 if any verdict is this bad or worse.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[,NAME]",
+            help="What the verdict of a policy is about; by default utility, diversity and value. Also: groups, "
+            "welfare, differences. Everything is estimated and judged on its own all the same.",
+        ),
+    ] = None,
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LEVEL[:NAME[,NAME]]",
+            help="Exit with 1 if a verdict is this bad (caution or unreliable) or worse: of any policy, or on the "
+            "quantities named (utility, diversity, value, groups, welfare, differences). Repeat for several.",
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="Threads; by default all there are.")] = None,
     quiet: QuietOption = False,
 ) -> None:
@@ -109,8 +118,10 @@ def evaluate(
     """
     policies, columns, thresholds = policy_map(policy), name_values(column, "--column"), _thresholds(threshold)
     bounds, compared = parse_bounds(reward_range), _compared(compare)
+    limits, asked = _limits(fail_on), _quantities(",".join(only), "--only") if only else None
     with user_errors():
         from pope_fast.evaluate import evaluate as estimate
+        from pope_fast.evaluate.findings import ASKED
         from pope_fast.log import read_log
 
         known = _truth(truth)
@@ -134,12 +145,14 @@ def evaluate(
             unit=unit,
             cluster_scope=None if cluster_scope is None else cluster_scope.value,
             thresholds=thresholds,
+            quantities=asked or ASKED,
             aa_policy=aa_policy,
             fresh=_fresh(fresh),
             fresh_logger=fresh_logger,
             threads=threads,
             progress=False if quiet else None,
         )
+        failed = [limit for limit in limits if limit.verdict(evaluation).at_least(limit.level)]
         pairs = [(d.a, d.b) for d in (evaluation.compare(a, b) for a, b in compared)]
         sensitivity = None
         if cluster_sensitivity:
@@ -159,9 +172,54 @@ def evaluate(
                 progress=False if quiet else None,
             )
         _deliver(evaluation, known, pairs, json_to, html_to, quiet, sensitivity)
-    if fail_on is not None and evaluation.verdict.at_least(fail_on.value):
-        typer.echo(f"verdict: {evaluation.verdict.level} (--fail-on {fail_on.value})", err=True)
+    for limit in failed:
+        typer.echo(f"{limit.said}: {limit.verdict(evaluation).level} (--fail-on {limit})", err=True)
+    if failed:
         raise typer.Exit(1)
+
+
+class Limit(NamedTuple):
+    """A verdict to stop at: of the whole evaluation, or on one quantity."""
+
+    level: VerdictLevel
+    quantity: str | None
+
+    def __str__(self) -> str:
+        return self.level if self.quantity is None else f"{self.level}:{self.quantity}"
+
+    @property
+    def said(self) -> str:
+        """What the verdict is on."""
+        return "verdict" if self.quantity is None else f"verdict on {self.quantity}"
+
+    def verdict(self, evaluation: Evaluation) -> Verdict:
+        """Give the verdict that is held against the level."""
+        return evaluation.verdict if self.quantity is None else evaluation.verdict_of(self.quantity)
+
+
+def _limits(values: Sequence[str] | None) -> list[Limit]:
+    """Parse ``--fail-on``: ``LEVEL``, or ``LEVEL:NAME,NAME``."""
+    limits = []
+    for value in values or ():
+        level, colon, names = value.partition(":")
+        if level not in ("caution", "unreliable"):
+            message = f"{level!r} is no verdict to fail on; there are caution and unreliable, as in unreliable:utility"
+            raise typer.BadParameter(message, param_hint="--fail-on")
+        wanted: Sequence[str | None] = _quantities(names, "--fail-on") if colon else (None,)
+        limits += [Limit(cast("VerdictLevel", level), name) for name in wanted]
+    return list(dict.fromkeys(limits))
+
+
+def _quantities(value: str, option: str) -> tuple[str, ...]:
+    """Parse names of quantities, separated by commas."""
+    from pope_fast.evaluate.findings import QUANTITIES
+
+    names = tuple(name.strip() for name in value.split(","))
+    for name in names:
+        if name not in QUANTITIES:
+            message = f"there is no quantity {name!r}; there are: {', '.join(QUANTITIES)}"
+            raise typer.BadParameter(message, param_hint=option)
+    return tuple(dict.fromkeys(names))
 
 
 def _truth(path: str | None) -> Mapping[str, Any] | None:

@@ -91,7 +91,8 @@ def _estimate(
         for side in (a, b)
         for finding in side.findings(name)
     )
-    choice = choose(verdict, gates)
+    # Where the reward is rare it has the bounds of either policy's own choice, and is called robust.
+    choice = choose(verdict, {**gates, "reward_ess_few": 0.0})
     intervals = list(part["intervals"])
     paired = next((i["interval"] for i in intervals if i["method"] == "jackknife"), None)
     if paired is not None and not choice.voids_bounds:
@@ -103,8 +104,7 @@ def _estimate(
     if rare and not bad and not choice.voids_bounds:
         ends = _apart(_part(a.strict(), name), a.policy, _part(b.strict(), name), b.policy)
         if ends is not None:
-            # It has the bounds of each policy's own choice, whatever that is: see _apart.
-            intervals.append({"method": choice.methods[0], "interval": ends})
+            intervals.append({"method": "robust", "interval": ends})
     note = f"not to be trusted: {' and '.join(bad)} unreliable" if bad else None
     estimate = make_estimate({**part, "intervals": intervals}, level, choice, unit=unit, note=note, verdict=verdict)
     own = wide_interval(f"the difference in {name}", "differences", estimate, None if span is None else 2 * span, gates)

@@ -147,18 +147,26 @@ def _overlap(evidence: Evidence) -> list[Finding]:
         message = f"the weights' variance may be infinite (k-hat {k_hat:.2f} > {gates['k_hat_caution']:g})"
         found.append(Finding("heavy_tail", "caution", message, k_hat, gates["k_hat_caution"]))
     if ess < gates["ess"]:
-        message = f"{n:,} units are worth only {ess:.0f} under this policy (ESS < {gates['ess']:g})"
+        message = f"{n:,} units are worth only {_count(ess)} under this policy (ESS < {gates['ess']:g})"
+        if n < gates["ess"]:
+            message = f"{n:,} units are too few for any policy: ESS {_count(ess)}, of {gates['ess']:g} at least"
         found.append(Finding("low_ess", "unreliable", message, ess, gates["ess"]))
     limit = math.log(n) - gates["kl_margin"]
     relative_error = math.sqrt(max(1 / ess - 1 / n, 0.0))
     # By chance the mean weight can fall below 1, and with it the estimate below a divergence that is nearly 0.
-    if kl < -3 * relative_error:
+    if -0.5 < kl < -3 * relative_error and ess > n / 2:
+        message = (
+            f"the KL estimate is below 0 ({kl:.2g} nats) though nearly all units count (ESS {_count(ess)} of {n:,}): "
+            "these are not the weights of two policies"
+        )
+        found.append(Finding("negative_divergence", "unreliable", message, kl, -3 * relative_error))
+    elif kl < -3 * relative_error:
         message = f"the KL estimate is negative ({kl:.2f} nats): the log does not overlap with this policy"
         found.append(Finding("no_overlap", "unreliable", message, kl, -3 * relative_error))
     elif kl > limit:
         message = (
             f"the policy is {kl:.1f} nats away from the logger; {n:,} units reach {limit:.1f}. "
-            f"About {math.exp(min(kl + gates['kl_margin'], 700)):,.0f} would be needed"
+            f"{_about(kl + gates['kl_margin'])} would be needed"
         )
         found.append(Finding("far_policy", "unreliable", message, kl, limit))
     standard_error = mean * relative_error
@@ -176,9 +184,16 @@ def _consistency(evidence: Evidence) -> list[Finding]:
     reasons = []
     log_e, mean_log, error = d["log_e_value"], d["mean_log_weight"], d["mean_log_weight_standard_error"]
     if log_e > math.log(gates["e_value"]):
-        reasons.append(f"the mean weight {d['mean_weight']:.3g} is above 1 (e-value {_power(log_e)})")
+        reasons.append(
+            f"the mean weight {d['mean_weight']:.3g} is above 1 (e-value {_power(log_e)}: right log-probs give that at "
+            f"most once in {_power(log_e)} logs)"
+        )
     if mean_log is not None and mean_log > gates["mean_log_weight_z"] * error > 0:
-        reasons.append(f"the mean log-weight {mean_log:+.3g} is above 0, which no two policies can do")
+        z = mean_log / error
+        reasons.append(
+            f"the mean log-weight {mean_log:+.3g} is {z:.1f} standard errors above 0 (right log-probs give that about "
+            f"once in {_once_in(z)} logs)"
+        )
     if evidence.inverted:
         reasons.append("an interval came out with its lower end above its upper end")
     if not reasons:
@@ -188,7 +203,7 @@ def _consistency(evidence: Evidence) -> list[Finding]:
         if evidence.calibrated
         else "score both policies with one engine, precision and batch plan, or calibrate with aa_policy="
     )
-    message = f"inconsistent log-probs: {'; '.join(reasons)}: {remedy}"
+    message = f"unlikely log-probs: {'; '.join(reasons)}: {remedy}"
     return [Finding(INCONSISTENT, "caution", message, math.exp(min(log_e, 700.0)), gates["e_value"])]
 
 
@@ -246,6 +261,21 @@ def _beyond(mean: Estimate, sign: float, gates: Mapping[str, float]) -> bool:
 
 def _power(log_value: float) -> str:
     return f"{math.exp(log_value):.3g}" if log_value < 700 else f"1e{log_value / math.log(10):.0f}"
+
+
+def _about(log_number: float) -> str:
+    """Give a large number by its logarithm; beyond a trillion the power of ten says enough."""
+    if log_number < math.log(1e12):
+        number = math.exp(log_number)
+        digits = 10 ** max(0, math.floor(math.log10(number)) - 1)
+        return f"About {round(number / digits) * digits:,}"
+    return f"More than 1e{math.floor(log_number / math.log(10))}"
+
+
+def _once_in(z: float) -> str:
+    """Say how rarely a normal variable is that many standard errors above its mean."""
+    tail = 0.5 * math.erfc(z / math.sqrt(2.0))
+    return f"{1.0 / tail:,.0f}" if tail > 1e-9 else "a billion"
 
 
 def _reach(evidence: Evidence) -> list[Finding]:
@@ -309,12 +339,23 @@ def _rare_reward(evidence: Evidence) -> list[Finding]:
         return []
     if size > 0:
         message = (
-            f"the reward, or its absence, rests on {_count(size)} effective units (< {gates['reward_ess']:g}): "
+            f"{_rare_side(evidence)} rests on {_count(size)} effective units (< {gates['reward_ess']:g}): "
             "an interval from its standard error would be too narrow"
         )
     else:
-        message = "every reward is at one end of its range: how rare the other end is, no standard error can say"
+        message = "every reward that carries weight is at one end of its range: how rare the other end is, no standard error can say"
     return [Finding(RARE_REWARD, "caution", message, size, gates["reward_ess"], ("utility",))]
+
+
+def _rare_side(evidence: Evidence) -> str:
+    """Name the side of the reward that is rare."""
+    bounds = evidence.bounds
+    mean = next((e["value"] for e in evidence.summary["utility"] if e["name"] == "sn_tips"), None)
+    if mean is None or not math.isfinite(mean):
+        return "the reward, or its absence,"
+    if mean > (bounds.low + bounds.high) / 2:
+        return f"the reward's absence (the reward is {mean:.3g} on average, of at most {bounds.high:g})"
+    return f"the reward ({mean:.3g} on average, in a range from {bounds.low:g} to {bounds.high:g})"
 
 
 def _reward_range(evidence: Evidence) -> list[Finding]:

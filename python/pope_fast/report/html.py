@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -76,10 +75,7 @@ def render_fragment(evaluation: Evaluation, *, truth: Mapping[str, Any] | None =
 
 
 def _headline(policy: PolicyValue, key: str) -> Estimate | None:
-    estimate = {"value": policy.value, "utility": policy.utility, "diversity": policy.diversity}[key]
-    if estimate is None:
-        return None
-    return replace(estimate, interval=words.shown_interval(estimate, policy.verdict.level))
+    return {"value": policy.value, "utility": policy.utility, "diversity": policy.diversity}[key]
 
 
 def _policy(
@@ -99,16 +95,17 @@ def _policy(
                 + "</tr>"
             )
             continue
+        own = words.level_of(estimate, policy)
         reference = evaluation.behavior.value if key == "utility" else None
         chart = interval_chart(estimate, scales[key], reference=reference, truth=known.get(key))
         cells = [
             f'<td class="quantity">{escape(name.strip())}</td>',
-            f'<td class="num">{_point(estimate, level)}</td>',
+            f'<td class="num">{_point(estimate, own)}</td>',
             f'<td style="width:38%">{chart}</td>',
-            _interval_cells(estimate, level),
+            _interval_cells(estimate, own),
         ]
         if truth is not None:
-            cells.append(_truth_cell(known.get(key), estimate, level))
+            cells.append(_truth_cell(known.get(key), estimate))
         rows.append(f"<tr>{''.join(cells)}</tr>")
     percent = f"{100 * evaluation.settings.level:g}%"
     header = f'<th></th><th class="num">estimate</th><th></th><th>{percent} interval</th>{METHOD_HEAD}'
@@ -137,7 +134,7 @@ def _point(estimate: Estimate, level: str) -> str:
 
 
 def _interval_cells(estimate: Estimate, level: str) -> str:
-    interval = words.shown_interval(estimate, level)
+    interval = estimate.interval
     text = escape(words.interval_or_reason(estimate, level))
     if interval is None:
         return f'<td class="why">{text}</td><td class="method"></td>'
@@ -145,11 +142,11 @@ def _interval_cells(estimate: Estimate, level: str) -> str:
     return f'<td class="interval">{ends}</td><td class="soft method">{method}</td>'
 
 
-def _truth_cell(known: float | None, estimate: Estimate, level: str) -> str:
+def _truth_cell(known: float | None, estimate: Estimate) -> str:
     if known is None:
         return '<td class="num soft">-</td>'
     text = escape(words.figure(known, words.decimals_for(estimate)))
-    interval = words.shown_interval(estimate, level)
+    interval = estimate.interval
     if interval is None:
         return f'<td class="num known">{text}</td>'
     inside = interval.contains(known)
@@ -157,7 +154,7 @@ def _truth_cell(known: float | None, estimate: Estimate, level: str) -> str:
 
 
 def _verdict(policy: PolicyValue, shared: Sequence[str]) -> str:
-    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in policy.verdict.reasons)
+    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in words.reasons(policy))
     steps = "".join(f"<li>{escape(step)}</li>" for step in words.next_steps(policy))
     said = (*words.bridge_lines(policy), *(note for note in policy.notes if note not in shared))
     notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in said)
@@ -171,8 +168,8 @@ def _verdict(policy: PolicyValue, shared: Sequence[str]) -> str:
 
 def _estimate_table(estimates: Iterable[tuple[str, Estimate]], head: str, level: str) -> str:
     rows = "".join(
-        f'<tr><td>{escape(name)}</td><td class="num">{_point(estimate, level)}</td>'
-        f'<td class="num">{words.standard_error(estimate)}</td>{_interval_cells(estimate, level)}</tr>'
+        f'<tr><td>{escape(name)}</td><td class="num">{_point(estimate, _own(estimate, level))}</td>'
+        f'<td class="num">{words.standard_error(estimate)}</td>{_interval_cells(estimate, _own(estimate, level))}</tr>'
         for name, estimate in estimates
     )
     if not rows:
@@ -181,6 +178,10 @@ def _estimate_table(estimates: Iterable[tuple[str, Estimate]], head: str, level:
         f'<table><thead><tr><th>{escape(head)}</th><th class="num">estimate</th><th class="num">SE</th>'
         f"<th>interval</th>{METHOD_HEAD}</tr></thead><tbody>{rows}</tbody></table>"
     )
+
+
+def _own(estimate: Estimate, level: str) -> str:
+    return level if estimate.verdict is None else estimate.verdict.level
 
 
 def _groups(policy: PolicyValue) -> str:
@@ -200,7 +201,10 @@ def _details(policy: PolicyValue) -> str:
         if utility
         else "",
         "<h3>Every interval of U</h3>" + _facts_table(intervals) if intervals else "",
-        _diversity(policy.diversity_detail, policy.verdict.level),
+        _diversity(
+            policy.diversity_detail,
+            policy.verdict.level if policy.diversity is None else words.level_of(policy.diversity, policy),
+        ),
         "<h3>Diagnostics</h3>" + _facts_table(_diagnostics(policy)),
         _variance(policy),
     ]
@@ -209,7 +213,9 @@ def _details(policy: PolicyValue) -> str:
 
 def _span_or_not(interval: Interval | None, policy: PolicyValue) -> str:
     needs_overlap = interval is not None and interval.method not in words.WITHOUT_OVERLAP
-    doubtful = policy.verdict.level == "unreliable" or policy.headline_method in words.WITHOUT_OVERLAP
+    # If the interval shown first needs no overlap, or there is none, those that need it do not hold.
+    first = policy.utility.interval
+    doubtful = first is None or first.method in words.WITHOUT_OVERLAP
     if interval is None or (needs_overlap and doubtful):
         return "does not hold here"
     return words.span(interval)
@@ -337,17 +343,18 @@ def _differences(evaluation: Evaluation) -> str:
 
 
 def _difference_rows(difference: Difference, evaluation: Evaluation) -> str:
-    levels = [evaluation[name].verdict.level for name in (difference.a, difference.b)]
-    level = max(levels, key=("reliable", "caution", "unreliable").index)
+    a, b = evaluation[difference.a], evaluation[difference.b]
     estimates = [("V", difference.value), ("U", difference.utility)]
     if difference.diversity is not None:
         estimates.append(("D", difference.diversity))
     name = f"{difference.a} - {difference.b}"
-    rows = "".join(
-        f'<tr class="is-{level}"><td>{escape(name) if i == 0 else ""}</td><td>{letter}</td>'
-        f'<td class="num">{_point(estimate, level)}</td>{_interval_cells(estimate, level)}</tr>'
-        for i, (letter, estimate) in enumerate(estimates)
-    )
+    rows = ""
+    for i, (letter, estimate) in enumerate(estimates):
+        level = words.level_of_difference(estimate, a, b)
+        rows += (
+            f'<tr class="is-{level}"><td>{escape(name) if i == 0 else ""}</td><td>{letter}</td>'
+            f'<td class="num">{_point(estimate, level)}</td>{_interval_cells(estimate, level)}</tr>'
+        )
     note = f'<tr><td></td><td class="why" colspan="4">{escape(difference.note)}</td></tr>' if difference.note else ""
     return rows + note
 

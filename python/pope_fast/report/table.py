@@ -120,7 +120,7 @@ def _main_table(
     for policy in evaluation.values():
         style = STYLES[policy.verdict.level]
         mark = marks[policy.verdict.level]
-        known, level = words.truth_of(truth, policy), policy.verdict.level
+        known = words.truth_of(truth, policy)
         # The name, the verdict and the sample size stand beside V, U and D: lines that are there anyway.
         beside = [
             Text(policy.policy, style="bold"),
@@ -134,9 +134,10 @@ def _main_table(
             cells: list[Text] = [first]
             if i < len(rows):
                 key, name, estimate = rows[i]
+                level = words.level_of(estimate, policy)
                 cells += _estimate_cells(name, estimate, level, marks, bold=i == 0)
-                cells += [_method(estimate, level)] if methods else []
-                cells += [_truth_cell(known.get(key), estimate, level)] if truth is not None else []
+                cells += [_method(estimate)] if methods else []
+                cells += [_truth_cell(known.get(key), estimate)] if truth is not None else []
             else:
                 cells += [Text("D diversity", style="dim"), Text("n/a", style="dim")]
                 cells += [Text("not available: the log has no clusters", style="dim")]
@@ -144,7 +145,7 @@ def _main_table(
     reward = evaluation.behavior
     cells = [Text("the log itself", style="bold")]
     cells += _estimate_cells("U mean reward", reward, "reliable", marks)
-    cells += [_method(reward, "reliable")] if methods else []
+    cells += [_method(reward)] if methods else []
     table.add_row(*cells)
     return table
 
@@ -164,16 +165,16 @@ def _estimate_cells(
     return [Text(name, style=strong), value, Text(words.interval_or_reason(estimate, level), style=strong)]
 
 
-def _method(estimate: Estimate, level: str) -> Text:
-    interval = words.shown_interval(estimate, level)
+def _method(estimate: Estimate) -> Text:
+    interval = estimate.interval
     return Text("" if interval is None else words.label(interval.method))
 
 
-def _truth_cell(known: float | None, estimate: Estimate, level: str) -> Text:
+def _truth_cell(known: float | None, estimate: Estimate) -> Text:
     if known is None:
         return Text("-", style="dim")
     value = words.figure(known, words.decimals_for(estimate))
-    interval = words.shown_interval(estimate, level)
+    interval = estimate.interval
     if interval is None:
         return Text(value)
     inside = interval.contains(known)
@@ -186,7 +187,7 @@ def _explanation(policy: PolicyValue, marks: Mapping[str, str], shared: Sequence
     heading = Text(f"{marks[level]} {policy.policy}: {level}. ", style=f"bold {style}")
     heading.append(words.verdict_sentence(policy), style=f"not bold {style}")
     lines: list[RenderableType] = [heading]
-    lines += [_bullet("-", reason) for reason in policy.verdict.reasons]
+    lines += [_bullet("-", reason) for reason in words.reasons(policy)]
     lines += [_bullet("-", line, "dim") for line in words.bridge_lines(policy)]
     lines += [_bullet("-", note, "dim") for note in policy.notes if note not in shared]
     lines += [_bullet("next:", step, "bold") for step in words.next_steps(policy)]
@@ -212,16 +213,13 @@ def _difference_table(
     table.add_column(f"{100 * evaluation.settings.level:g}% interval")
     notes: list[Text] = []
     for difference in differences:
-        level = max(
-            (evaluation[name].verdict.level for name in (difference.a, difference.b)),
-            key=("reliable", "caution", "unreliable").index,
-        )
+        a, b = evaluation[difference.a], evaluation[difference.b]
         rows = [("V", difference.value), ("U", difference.utility)]
         if difference.diversity is not None:
             rows.append(("D", difference.diversity))
         for i, (name, estimate) in enumerate(rows):
             first = Text(f"{difference.a} - {difference.b}" if i == 0 else "", style="bold")
-            cells = _estimate_cells(name, estimate, level, marks)
+            cells = _estimate_cells(name, estimate, words.level_of_difference(estimate, a, b), marks)
             if estimate.note is not None and estimate.note == difference.note:
                 cells[-1] = Text("none" if i else f"none: {difference.note}")
             table.add_row(first, *cells, end_section=i == len(rows) - 1)
@@ -256,11 +254,10 @@ def _group_table(evaluation: Evaluation, marks: Mapping[str, str], lines: box.Bo
 def _group_cell(estimate: Estimate | None, policy: PolicyValue, marks: Mapping[str, str]) -> Text:
     if estimate is None:
         return Text("-", style="dim")
-    level = policy.verdict.level
+    level = words.level_of(estimate, policy)
     if not estimate.available:
         return Text(words.interval_or_reason(estimate, level), style="dim")
     # The reason for a missing interval stands once below the table of the policies, not in every cell.
-    interval = words.shown_interval(estimate, level)
-    ends = "(no interval)" if interval is None else words.interval_or_reason(estimate, level)
+    ends = "(no interval)" if estimate.interval is None else words.interval_or_reason(estimate, level)
     text = f"{words.point(estimate)} {ends}"
     return Text(text) if level == "reliable" else Text(f"{marks[level]} {text}", style=STYLES[level])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pope_fast.evaluate.findings import VerdictLevel
 from pope_fast.evaluate.results import (
+    VERDICT_LEVELS,
     Diagnostics,
     Estimate,
     Evaluation,
@@ -80,6 +82,8 @@ def count(x: float | None) -> str:
     """Round a count, or an effective one: whole from 100 up, one decimal below."""
     if x is None:
         return "n/a"
+    if abs(x) >= 1e12:
+        return f"{x:.2g}"
     return f"{x:,.0f}" if abs(x) >= 100 or float(x).is_integer() else f"{x:.1f}"
 
 
@@ -123,14 +127,25 @@ def span(interval: Interval, decimals: int | None = None) -> str:
 
 
 def interval_or_reason(estimate: Estimate, level: str) -> str:
-    """Give the headline interval, or why there is none; never figures of an interval that does not hold."""
-    interval = shown_interval(estimate, level)
-    if interval is not None:
-        return span(interval, decimals_for(estimate))
+    """Give the headline interval, or why there is none; which may be shown, the evaluation has decided."""
+    if estimate.interval is not None:
+        return span(estimate.interval, decimals_for(estimate))
     if not estimate.available:
         return f"not available: {estimate.note or 'it could not be computed'}"
     usual = "no interval holds without overlap" if level == "unreliable" else "no valid interval could be formed"
     return f"none: {estimate.note or usual}"
+
+
+def level_of(estimate: Estimate, policy: PolicyValue) -> VerdictLevel:
+    """Give the level of the verdict on an estimate, or of its policy if it was not judged on its own."""
+    return policy.verdict.level if estimate.verdict is None else estimate.verdict.level
+
+
+def level_of_difference(estimate: Estimate, a: PolicyValue, b: PolicyValue) -> VerdictLevel:
+    """Give the level of the verdict on a difference, or the worse one of its policies."""
+    if estimate.verdict is not None:
+        return estimate.verdict.level
+    return max(a.verdict.level, b.verdict.level, key=VERDICT_LEVELS.index)
 
 
 def ess_line(diagnostics: Diagnostics) -> str:
@@ -142,13 +157,79 @@ def ess_line(diagnostics: Diagnostics) -> str:
 
 def verdict_sentence(policy: PolicyValue) -> str:
     """Say in a sentence or two what the verdict means for a reader of the figures."""
-    if policy.verdict.level == "reliable":
+    level = policy.verdict.level
+    if level == "reliable":
         return "The log covers this policy; estimates and intervals can be used."
-    if policy.verdict.level == "caution":
-        return "The log answers for this policy, but not without doubt."
-    method = policy.headline_method
-    shown = f" The intervals shown are the {label(method)} ones, which need no overlap of the policies."
-    return "This log cannot answer for this policy." + (shown if method in WITHOUT_OVERLAP else "")
+    so, rest = _letters(policy, level), [x for x in VERDICT_LEVELS if x != level]
+    others = [text for other in rest if (text := _answers(_letters(policy, other), other))]
+    if level == "caution":
+        if not others or not so:
+            return "The log answers for this policy, but not without doubt."
+        return f"The log answers for {_listed(so)} not without doubt; {'; '.join(others)}."
+    what = f"{_listed(so)} of this policy" if others and so else "this policy"
+    says = f"This log is too small to answer for {what}" if _too_small(policy) else f"This log cannot answer for {what}"
+    methods = {e.interval.method for e in _main(policy, level).values() if e.interval is not None}
+    shown = ""
+    if methods and methods <= WITHOUT_OVERLAP:
+        kinds = _listed(sorted(label(method) for method in methods))
+        shown = f" The intervals shown are the {kinds} ones, which need no overlap of the policies."
+    return "; ".join([says, *others]) + "." + shown
+
+
+def _answers(letters: Sequence[str], level: VerdictLevel) -> str:
+    if not letters:
+        return ""
+    return f"for {_listed(letters)} it does" + (", but not without doubt" if level == "caution" else "")
+
+
+def _main(policy: PolicyValue, level: VerdictLevel | None = None) -> dict[str, Estimate]:
+    """Give U, D and V by letter: all there are, or those whose verdict has a level."""
+    named = {"U": policy.utility, "D": policy.diversity, "V": policy.value}
+    there = {letter: estimate for letter, estimate in named.items() if estimate is not None}
+    return {x: e for x, e in there.items() if level is None or level_of(e, policy) == level}
+
+
+def _letters(policy: PolicyValue, level: VerdictLevel) -> list[str]:
+    return list(_main(policy, level))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _too_small(policy: PolicyValue) -> bool:
+    """Whether only the log's size is at fault: most of its units speak for the policy."""
+    grave = {finding.code for finding in policy.verdict.findings if finding.severity == "unreliable"}
+    return bool(grave) and grave <= {"low_ess", "wide_interval"} and (policy.diagnostics.ess_fraction or 0.0) >= 0.5
+
+
+def reasons(policy: PolicyValue) -> tuple[str, ...]:
+    """Give the findings behind a policy's verdict, a line each; those of groups alone at the end.
+
+    Intervals that are too wide to be answers are named in one line.
+    """
+    grave = [finding for finding in policy.verdict.findings if finding.severity != "info"]
+    wide = [finding for finding in grave if finding.code == "wide_interval"]
+    lines = [finding.message for finding in grave if len(wide) < 2 or finding.code != "wide_interval"]
+    if len(wide) > 1:
+        letters = {"utility": "U", "diversity": "D", "value": "V"}
+        names = dict.fromkeys(letters.get(name, name) for finding in wide for name in finding.quantities)
+        gate = wide[0].threshold or 0.0
+        lines.append(f"the intervals of {_listed(list(names))} cover more than {gate:.0%} of what can be: no answer")
+    return (*lines, *group_lines(policy))
+
+
+def group_lines(policy: PolicyValue) -> tuple[str, ...]:
+    """Say what was found of groups and welfare alone, and is no part of the policy's verdict: a line a code."""
+    said = set(policy.verdict.findings)
+    by_code: dict[str, list[str]] = {}
+    for estimate in (*policy.groups.values(), *policy.welfare.values()):
+        for finding in () if estimate.verdict is None else estimate.verdict.findings:
+            if finding not in said and finding.severity != "info":
+                said.add(finding)
+                by_code.setdefault(finding.code, []).append(finding.message)
+    more = {code: f" (and {len(found) - 1} more like it)" if len(found) > 1 else "" for code, found in by_code.items()}
+    return tuple(f"{found[0]}{more[code]}" for code, found in by_code.items())
 
 
 _LEGENDS: Mapping[str, str] = {
@@ -224,6 +305,11 @@ def bridge_lines(policy: PolicyValue) -> tuple[str, ...]:
     return tuple(lines)
 
 
+MORE_PROMPTS = (
+    "Log more prompts (not those alone where the rarer outcome happens: that would bias the answer); with so few no "
+    "interval of U and V holds."
+)
+
 NEARER = "Log rewards for responses of a policy nearer to this one, or of this one itself."
 
 STEPS: Mapping[str, str] = {
@@ -239,6 +325,10 @@ STEPS: Mapping[str, str] = {
     "bridge": (
         "Compare chat template, tokenizer, temperature, truncation and end-of-sequence token of the sampler with those "
         "of the scorer; score log and fresh draws with one engine."
+    ),
+    "negative_divergence": (
+        "Check that every log-prob is the sum over all tokens of its response, not their mean, under the distribution "
+        "that was sampled from, and that no logged response was left out."
     ),
     "different_tokens": "Score both policies on the same tokens: stored ones, or those of one tokenizer and template.",
     "mixed_origins": "Score all files of the log in one run.",
@@ -258,21 +348,51 @@ STEPS: Mapping[str, str] = {
 
 def next_steps(policy: PolicyValue) -> tuple[str, ...]:
     """Say what a reader can do about the findings of a policy, the most pressing first, each once."""
-    steps: list[str] = []
-    if policy.verdict.level == "unreliable":
-        steps.append("Do not use the point estimates of this policy; read its intervals only.")
+    steps = [*_doubtful_points(policy)]
+    intervals = any(estimate.interval is not None for estimate in _main(policy).values())
     for finding in policy.verdict.findings:
         if finding.severity == "info" or finding.code not in STEPS:
             continue
-        if finding.code == "missing_mass" and policy.verdict.level == "unreliable":
-            continue  # said already, by the first step
+        if finding.code == "missing_mass" and (policy.verdict.level == "unreliable" or not intervals):
+            continue  # said already by the first step, or of no interval
         if finding.code == "low_ess":
             steps.extend(_more_units(finding, policy.diagnostics))
+        elif finding.code == "wide_interval" and not _too_small(policy) and NEARER in steps:
+            continue  # what brings the policy into reach narrows its intervals
+        elif finding.code == "rare_reward" and policy.utility.interval is None:
+            steps.append(MORE_PROMPTS)
         else:
             steps.append(STEPS[finding.code])
     if policy.verdict.level == "caution" and not steps:
-        steps.append("Read the intervals rather than the point estimates.")
+        steps.append(
+            "Read the intervals rather than the point estimates."
+            if intervals
+            else "Take the point estimates for hints: no interval holds beside them."
+        )
     return tuple(dict.fromkeys(steps))
+
+
+def _doubtful_points(policy: PolicyValue) -> Iterator[str]:
+    """Say which point estimates are not to be used, and whether there is an interval to read instead."""
+    if policy.verdict.level != "unreliable":
+        return
+    everything = _main(policy)
+    bad = _main(policy, "unreliable") or everything
+    with_interval = [letter for letter, estimate in bad.items() if estimate.interval is not None]
+    without = [letter for letter in bad if letter not in with_interval]
+    for letters, instead in (
+        (with_interval, "read {} only"),
+        (without, "no interval holds beside {}"),
+    ):
+        if not letters:
+            continue
+        if len(letters) == len(everything):
+            points, theirs = "the point estimates of this policy", ("its intervals", "them")
+        elif len(letters) == 1:
+            points, theirs = f"the point estimate of {letters[0]}", ("its interval", "it")
+        else:
+            points, theirs = f"the point estimates of {_listed(letters)}", ("their intervals", "them")
+        yield f"Do not use {points}; {instead.format(theirs[letters is without])}."
 
 
 def _more_units(finding: Finding, diagnostics: Diagnostics) -> Iterator[str]:
@@ -290,14 +410,6 @@ def _more_units(finding: Finding, diagnostics: Diagnostics) -> Iterator[str]:
         yield f"Log more prompts: {least}. If rows are draws of their own, as ratings are, use --unit row."
     else:
         yield f"Or log more of the same: {least}."
-
-
-def shown_interval(estimate: Estimate, level: str) -> Interval | None:
-    """Give the headline interval if it may be shown: without overlap, only one that needs none."""
-    interval = estimate.interval
-    if interval is None or level != "unreliable" or interval.method in WITHOUT_OVERLAP:
-        return interval
-    return None
 
 
 def shared_notes(evaluation: Evaluation) -> tuple[str, ...]:
