@@ -3,10 +3,10 @@
     python benches/faults/mutate.py --mutations 20000 --targets parquet
     make fuzz SECONDS=600
 
-Each target writes good inputs, mutates them (bits, bytes, runs, splices, lengths, truncations, and for Parquet the footer
-more often than the pages) and reads them in a child process. The child notes the number of each mutation before it
-tries it, so that a death costs one mutation: it is counted, its bytes are kept, and a new child goes on behind it.
-Mutations depend on target, seed and number alone. Exit code 1 if anything died, hung or raised what is no PopeError.
+Each target writes good inputs, mutates them (bits, bytes, runs, splices, lengths, truncations; in Parquet files the
+footer more often than the pages) and reads them in a child process. The child notes the number of each mutation before
+it tries it, so that a death costs one mutation: it is counted, and a new child goes on behind it. Mutations depend on
+target, seed and number alone. Exit code 1 if anything died, hung or raised what is no PopeError.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,10 +141,8 @@ def read_everything(path: Path) -> None:
     from pope_fast.log import read_log, validate
 
     validate(path)
-    try:
+    with suppress(PopeError):
         read_log(path).to_arrow()
-    except PopeError:
-        pass
     evaluate(read_log(path), progress=False, threads=1)
 
 

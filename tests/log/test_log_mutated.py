@@ -13,9 +13,10 @@ from pope_fast.errors import SchemaError
 from pope_fast.log import read_log, validate
 
 FAULTS = Path(__file__).parents[2] / "benches" / "faults"
+OTHERS = ("tokens", "embeddings", "jsonl", "csv", "gzip", "zstd", "truth", "state")
 
 
-@pytest.mark.parametrize(("target", "mutations"), [("parquet", 300), ("tokens", 60)])
+@pytest.mark.parametrize(("target", "mutations"), [("parquet", 300), *((name, 40) for name in OTHERS)])
 def test_no_mutation_ends_the_process(target: str, mutations: int) -> None:
     command = [sys.executable, str(FAULTS / "mutate.py"), "--targets", target, "--mutations", str(mutations)]
     ran = subprocess.run([*command, "--seed", "1"], capture_output=True, text=True, timeout=300)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from log_tables import read_all
 
-from pope_fast.errors import SchemaError
+from pope_fast.errors import PopeError, SchemaError
 from pope_fast.log import read_log, validate
 
 BASE = {"prompt_id": "p", "reward": 1.0, "behavior_logprob": -1.0, "target_logprob": -2.0}
@@ -87,7 +87,6 @@ def test_small_blocks_give_the_same(path: Path, monkeypatch: pytest.MonkeyPatch)
     write(path, rows(500))
     expected = read_all(read_log(path))
     monkeypatch.setattr("pope_fast.log.jsonl._BLOCK_BYTES", 700)
-    monkeypatch.setattr("pope_fast.log.jsonl._SAMPLE_BYTES", 50)
     found = read_all(read_log(path))
     for name, values in expected.items():
         np.testing.assert_array_equal(found[name], values)
@@ -119,7 +118,6 @@ def test_malformed_lines_are_named(path: Path, line: str, message: str, where: i
 
 def test_malformed_lines_in_later_blocks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pope_fast.log.jsonl._BLOCK_BYTES", 700)
-    monkeypatch.setattr("pope_fast.log.jsonl._SAMPLE_BYTES", 700)
     content: list[Any] = rows(300)
     content[222] = "{"
     with pytest.raises(SchemaError, match="line 223: malformed JSON"):
@@ -139,20 +137,14 @@ def test_malformed_lines_in_later_blocks(path: Path, monkeypatch: pytest.MonkeyP
 def test_values_of_another_type_are_named(path: Path, row: dict[str, Any], column: str) -> None:
     content: list[Any] = rows(8)
     content[5] = row
-    # Small files show all of their types at once; the head of a large one is what decides.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pope_fast.log.jsonl._SAMPLE_BYTES", 150)
-        log = read_log(write(path, content))
     with pytest.raises(SchemaError, match="line 6: ") as error:
-        read_all(log)
+        read_all(read_log(write(path, content)))
     assert error.value.column == column
 
 
 def test_integer_keys_are_not_rounded(path: Path) -> None:
     content = [{"prompt_id": 1}, {"prompt_id": 2}, {"prompt_id": 2.5}]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pope_fast.log.jsonl._SAMPLE_BYTES", 10)
-        log = read_log(write(path, content))
+    log = read_log(write(path, content))
     with pytest.raises(SchemaError, match=r"line 3: 2\.5 where the lines before hold int64"):
         read_all(log)
 
@@ -270,3 +262,105 @@ def test_a_cut_csv_gzip(tmp_path: Path) -> None:
     cut.write_bytes(data[: len(data) // 2])
     with pytest.raises(SchemaError):
         read_all(read_log(cut))
+
+
+LATE = {"count": 7, "group": "late", "cluster": "late", "extra": "late"}
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_a_late_column_is_there_for_every_verb(path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pope_fast.log.jsonl._BLOCK_BYTES", 700)
+    content = [{key: value for key, value in row.items() if key != name} for row in rows(100)]
+    log = read_log(write(path, [*content, *({**row, name: LATE[name]} for row in rows(5))]))
+    assert log.to_arrow()[name].to_pylist() == [None] * 100 + [LATE[name]] * 5
+    if name != "extra":
+        with pytest.raises(SchemaError, match="null") as caught:
+            read_all(log)
+        assert (caught.value.column, caught.value.row) == (name, 0)
+
+
+def test_mixed_values_stop_nobody_who_does_not_read_them(path: Path) -> None:
+    parts = ["x", 1, [{"type": "text"}], None]
+    content = [{**row, "parts": parts[i % 4]} for i, row in enumerate(rows(40))]
+    log = read_log(write(path, content))
+    assert len(read_all(log)["reward"]) == 40
+    assert validate(path).ok
+    assert log.to_arrow()["parts"].to_pylist()[:4] == ['"x"', "1", '[{"type": "text"}]', None]
+
+
+@pytest.mark.parametrize("low", [2**63, 2**64 - 4, 2**64, 10**30, -(10**30)])
+def test_integers_keep_their_digits(path: Path, low: int) -> None:
+    content = [{**row, "prompt_id": low + i // 4, "trace": low - i} for i, row in enumerate(rows(12))]
+    log = read_log(write(path, content))
+    assert [int(value) for value in log.to_arrow()["trace"].to_pylist()] == [low - i for i in range(12)]
+    assert len(np.unique(read_all(log)["unit_key"])) == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"x":' + b"[" * 3000 + b"]" * 3000 + b"}", "nested more than 100 deep"),
+        (b'{"x":' + b'[1,{"a\\"":' * 300_000, "nested more than 100 deep"),
+        (b'{"prompt_id":' + b"9" * 5000 + b"}", "digits"),
+        (b'{"\xff":1}', "byte 0xff is no UTF-8"),
+        (b'{"group":"\xfe"}', "byte 0xfe is no UTF-8"),
+    ],
+)
+def test_hostile_lines_are_named(path: Path, line: bytes, message: str) -> None:
+    good = write(path, rows(40)).read_bytes().rstrip() + b"\n"
+    path.write_bytes(good + line + b"\n")
+    with pytest.raises(SchemaError, match=f"line 41.*{message}"):
+        read_all(read_log(path))
+    report = validate(path)
+    assert any(message in fault.message for fault in report.faults)
+
+
+def test_half_a_surrogate_pair(path: Path) -> None:
+    content = [{**row, "group": "a"} for row in rows(40)]
+    log = read_log(write(path, [*content, {"prompt_id": "p", "reward": 1.0, "group": "\ud800"}]))
+    with pytest.raises(SchemaError, match="line 41: half of a surrogate pair"):
+        read_all(log)
+    assert len(read_all(log, roles=[])["reward"]) == 41
+
+
+def test_a_corrupt_stream_leaks_nothing(tmp_path: Path) -> None:
+    import resource
+
+    data = bytearray(gzip.compress(write(tmp_path / "good.jsonl", rows(200)).read_bytes()))
+    data[len(data) // 2] ^= 255
+    bad = tmp_path / "bad.jsonl.gz"
+    bad.write_bytes(data)
+
+    def fail(times: int) -> int:
+        for _ in range(times):
+            with pytest.raises(SchemaError, match="cannot be read"):
+                read_all(read_log(bad))
+        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+    if Path("/proc/self/statm").exists():
+        before = fail(3)
+        assert fail(30) - before < 64 << 20  # once 16 MB each
+
+
+def test_brackets_in_text_are_no_nesting(path: Path) -> None:
+    content = [{**row, "completion": "[{" * 500, "list": [[1]] * 300} for row in rows(12)]
+    assert read_log(write(path, content)).to_arrow().num_rows == 12
+
+
+def test_one_endless_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = tmp_path / "bomb.jsonl.gz"
+    good = write(tmp_path / "good.jsonl", rows(1)).read_bytes().rstrip() + b"\n"
+    bomb.write_bytes(gzip.compress(good + b" " * (70 << 20), 1))
+    with pytest.raises(SchemaError, match=r"line 2 is longer than 67,108,864 bytes.*POPE_MAX_LINE_BYTES"):
+        read_all(read_log(bomb))
+    monkeypatch.setenv("POPE_MAX_LINE_BYTES", str(100 << 20))
+    assert read_log(bomb).to_arrow().num_rows == 1
+    monkeypatch.setenv("POPE_MAX_LINE_BYTES", "much")
+    with pytest.raises(PopeError, match="POPE_MAX_LINE_BYTES"):
+        read_log(bomb)
+
+
+def test_blank_lines_alone(tmp_path: Path) -> None:
+    (tmp_path / "blank.jsonl.gz").write_bytes(gzip.compress(b"\n" * (40 << 20), 1))
+    with pytest.raises(SchemaError, match="empty"):
+        read_log(tmp_path / "blank.jsonl.gz")

@@ -185,10 +185,12 @@ def _dictionary_keys(array: Array, role: str, column: str, first_row: int, label
         values = plain(values).fill_null("" if is_text_type(values.type) else 0)
     hashes = keys(values, role, column, first_row)
     if labels is not None and is_text_type(values.type):
-        for key, label in zip(hashes.tolist(), plain(values).to_pylist(), strict=True):
+        # As bytes: a file may hold text that is no UTF-8.
+        texts = _narrow_text(plain(values)).cast(pa.large_binary()).to_pylist()
+        for key, label in zip(hashes.tolist(), texts, strict=True):
             if len(labels) >= MAX_LABELS:
                 break
-            labels[key] = label.decode("utf-8", "replace") if isinstance(label, bytes) else label
+            labels[key] = label.decode("utf-8", "replace")
     spread: NDArray[np.int64] = np.asarray(hashes, dtype=np.int64)[as_numpy(indices)]
     return spread
 

@@ -36,7 +36,7 @@ class CsvSource(Source):
         file = self.files.files[0]
         with self.files.open_stream(file) as stream:
             try:
-                sample = stream.read(_SAMPLE_BYTES)
+                sample = stream.read_buffer(_SAMPLE_BYTES).to_pybytes()  # read() leaks when it fails
             except (OSError, pa.ArrowException, EOFError) as error:
                 raise _cut_short(file, error) from error
         if not sample.strip():

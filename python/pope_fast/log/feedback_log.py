@@ -115,6 +115,7 @@ class FeedbackLog:
                 if self.schema.names.count(name) == 1
             }
         )
+        self.schema = source.schema  # mixed columns are settled by what plays a role
 
     def __repr__(self) -> str:
         rows = "" if self.num_rows is None else f", {self.num_rows:,} rows"

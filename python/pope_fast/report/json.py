@@ -105,7 +105,7 @@ def load_truth(path: str | Path) -> dict[str, Any]:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise PopeError(f"cannot read the truth file {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PopeError(f"the truth file {path} is not JSON: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("policies"), dict):
         raise PopeError(f"the truth file {path} has no 'policies'; 'pope simulate' writes one beside each log")
