@@ -302,6 +302,7 @@ def test_integers_keep_their_digits(path: Path, low: int) -> None:
         (b'{"x":' + b"[" * 3000 + b"]" * 3000 + b"}", "nested more than 100 deep"),
         (b'{"x":' + b'[1,{"a\\"":' * 300_000, "nested more than 100 deep"),
         (b'{"prompt_id":' + b"9" * 5000 + b"}", "digits"),
+        (b'{"\\udfff":1}', "surrogate pair in the name"),
         (b'{"\xff":1}', "byte 0xff is no UTF-8"),
         (b'{"group":"\xfe"}', "byte 0xfe is no UTF-8"),
     ],

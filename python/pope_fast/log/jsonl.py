@@ -337,6 +337,7 @@ def _objects(block: _Block, file: LogFile) -> tuple[list[dict[str, Any]], list[i
     """Return the object of each line that is not blank, and the line's number."""
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
+    known: set[str] = set()
     for number, line in enumerate(block.data.split(b"\n"), start=block.first_line):
         if not line.strip():
             continue
@@ -354,6 +355,13 @@ def _objects(block: _Block, file: LogFile) -> tuple[list[dict[str, Any]], list[i
                 f"{file.path}, line {number}: a JSON object is needed, not {type(value).__name__}{hint}",
                 remedy="every line must be one JSON object",
             )
+        for name in value.keys() - known:
+            if _has_surrogate(name):
+                raise SchemaError(
+                    f"{file.path}, line {number}: half of a surrogate pair in the name {ascii(name)[:60]}",
+                    remedy="write whole characters",
+                )
+        known |= value.keys()
         rows.append(value)
         numbers.append(number)
     return rows, numbers
@@ -384,13 +392,17 @@ def _column(values: list[Any], type_: DataType | None, name: str, file: LogFile,
         ) from error
 
 
+def _has_surrogate(text: str) -> bool:
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _wrong_value(value: Any, type_: DataType | None, name: str, file: LogFile, number: int) -> SchemaError:
     shown = json.dumps(value)
-    if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+    if isinstance(value, str) and _has_surrogate(value):
         return SchemaError(
             f"{file.path}, line {number}: half of a surrogate pair in {shown[:60]} is no text",
             column=name,
