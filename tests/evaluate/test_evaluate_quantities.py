@@ -216,3 +216,17 @@ def test_json_and_arrow_have_the_verdict_of_every_quantity() -> None:
     assert content["pope"]["differences"][0]["diversity"]["verdict"] == {"level": "reliable", "findings": []}
     rows = {row["metric"]: row["verdict"] for row in found.to_arrow().to_pylist() if row["policy"] == "p"}
     assert (rows["utility"], rows["diversity"], rows["group/0"]) == ("caution", "reliable", "caution")
+
+
+def test_a_small_group_is_marked_and_no_other_quantity_but_welfare() -> None:
+    group = np.where(np.arange(4 * N) < 40, 7, 8)  # ten prompts, and all others
+    found = run(log(group=group))
+    policy = found["p"]
+    (own,) = (f for f in policy.groups[7].verdict.findings if f.code == "small_group")
+    assert (own.value, own.threshold) == (10.0, 50.0)
+    assert policy.groups[8].verdict.level == policy.verdict.level == "reliable"
+    assert all("small_group" in codes(e.verdict) for e in policy.welfare.values())
+    assert found.verdict_of("groups").level != "reliable"
+    assert run(log(group=group), quantities=["utility", "groups"])["p"].verdict.level != "reliable"
+    text = str(found)
+    assert text.count("group '7' has 10 units") == 2  # once under each policy

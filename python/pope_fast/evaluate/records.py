@@ -28,7 +28,7 @@ from pope_fast.evaluate.results import (
 )
 from pope_fast.evaluate.spans import diversity_span, reward_span, wide_interval
 from pope_fast.evaluate.tails import with_group_tails
-from pope_fast.evaluate.verdict import Evidence, bridge_findings, judge
+from pope_fast.evaluate.verdict import Evidence, bridge_findings, judge, small_group
 from pope_fast.log import RewardRange
 
 __all__ = ["make_estimate", "make_policy_value"]
@@ -149,14 +149,16 @@ def make_policy_value(
     high = bounds.high if bounds.high > bounds.low else bounds.low + 1.0
     by_group, by_welfare = with_group_tails(summary["groups"], summary["welfare"], lost, bounds.low, high)
     span, of_d = reward_span(bounds), diversity_span(summary)
-    groups = {}
+    groups, small = {}, []
     for record in by_group:
         label = _label(record["key"], labels["group"])
+        own = small_group(label, record["units"], gates)
         made = judged.estimate("groups", record["utility"])
-        groups[label] = judged.width(f"group {str(label)!r}", "groups", made, span)
+        groups[label] = judged.width(f"group {str(label)!r}", "groups", made, span, own)
+        small += own
     welfare = {
         record["name"]: judged.width(
-            f"the {record['name']} welfare", "welfare", judged.estimate("welfare", record), span
+            f"the {record['name']} welfare", "welfare", judged.estimate("welfare", record), span, small
         )
         for record in by_welfare
     }
@@ -207,9 +209,11 @@ class _Judged:
         """Make an estimate of a quantity from its native record."""
         return make_estimate(record, self.level, self.choice(quantity), verdict=self.verdict(quantity), **more)
 
-    def width(self, what: str, quantity: str, estimate: Estimate, span: float | None) -> Estimate:
-        """Lower the verdict on an estimate if its interval is too wide to be an answer."""
-        own = wide_interval(what, quantity, estimate, span, self.gates)
+    def width(
+        self, what: str, quantity: str, estimate: Estimate, span: float | None, own: Sequence[Finding] = ()
+    ) -> Estimate:
+        """Lower the verdict on an estimate by its own findings, and if its interval is too wide to be an answer."""
+        own = [*own, *wide_interval(what, quantity, estimate, span, self.gates)]
         if not own:
             return replace(estimate, verdict=estimate.verdict or self.verdict(quantity))
         return replace(estimate, verdict=Verdict.of([*self.verdict(quantity).findings, *own]))

@@ -28,6 +28,7 @@ __all__ = [
     "bridge_findings",
     "judge",
     "merge_thresholds",
+    "small_group",
     "voids_bounds",
 ]
 
@@ -252,6 +253,14 @@ def bridge_findings(check: BridgeCheck, gates: Mapping[str, float]) -> list[Find
     return [Finding(BRIDGE, "caution", message)]
 
 
+def small_group(label: str | int, units: float, gates: Mapping[str, float]) -> list[Finding]:
+    """Find that a group has too few units for an error of its own; it concerns that group, and welfare over groups."""
+    if units >= gates["ess"]:
+        return []
+    message = f"group {str(label)!r} has {units:,.0f} units (< {gates['ess']:g}): the error of its utility is a guess"
+    return [Finding("small_group", "caution", message, float(units), gates["ess"], ("groups",))]
+
+
 def _beyond(mean: Estimate, sign: float, gates: Mapping[str, float]) -> bool:
     """Tell whether a mean in nats is significantly above 0, or below if the sign is negative."""
     if mean.value is None or mean.standard_error is None:
@@ -343,7 +352,10 @@ def _rare_reward(evidence: Evidence) -> list[Finding]:
             "an interval from its standard error would be too narrow"
         )
     else:
-        message = "every reward that carries weight is at one end of its range: how rare the other end is, no standard error can say"
+        message = (
+            "every reward that carries weight is at one end of its range: how rare the other end is, no standard error "
+            "can say"
+        )
     return [Finding(RARE_REWARD, "caution", message, size, gates["reward_ess"], ("utility",))]
 
 

@@ -334,6 +334,7 @@ STEPS: Mapping[str, str] = {
     "mixed_origins": "Score all files of the log in one run.",
     "dominant_unit": "Look at the heaviest unit of the log: one wrong log-probability decides there.",
     "missing_mass": "Read the interval as wide as it is: what the log never shows, no estimator can know.",
+    "small_group": "Log more ratings of the small groups, or merge groups.",
     "wide_interval": "Log more prompts, or rewards for a policy nearer to this one, to narrow the interval.",
     "length_drift": "Compare response lengths: length alone can change sequence weights a great deal.",
     "unseen_clusters": "Label more responses, or use coarser clusters.",
