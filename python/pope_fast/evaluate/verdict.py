@@ -187,7 +187,7 @@ def _consistency(evidence: Evidence) -> list[Finding]:
     if log_e > math.log(gates["e_value"]):
         reasons.append(
             f"the mean weight {d['mean_weight']:.3g} is above 1 (e-value {_power(log_e)}: right log-probs give that at "
-            f"most once in {_power(log_e)} logs)"
+            f"most once in {f'{math.exp(log_e):,.0f}' if log_e < math.log(1e9) else 'a billion'} logs)"
         )
     if mean_log is not None and mean_log > gates["mean_log_weight_z"] * error > 0:
         z = mean_log / error
