@@ -157,3 +157,15 @@ def test_a_scale_shows_all_it_is_made_for_and_never_divides_by_zero() -> None:
     outside = interval_chart(Estimate("a", 1e9), Scale(0.0, 1.0), truth=-1e9, reference=0.5)
     places = [float(x) for x in re.findall(r"([\d.]+)%", outside)]
     assert all(0.0 <= x <= 100.0 for x in places)
+
+
+def test_each_quantity_is_marked_by_its_own_verdict(evaluation: Evaluation) -> None:
+    near = evaluation["near"]
+    doubt = Verdict("caution", (Finding("unseen_clusters", "caution", "...", quantities=("diversity",)),))
+    judged = replace(near, utility=replace(near.utility, verdict=Verdict("reliable")), verdict=doubt)
+    judged = replace(judged, diversity=replace(near.diversity, verdict=doubt))
+    page = replace(evaluation, policies={"near": judged}, differences={}).to_html()
+    cells = dict(re.findall(r'<td class="quantity">(.*?)</td><td class="num">(.*?)</td>', page))
+    assert "doubt" not in cells["U utility"]
+    assert 'class="doubt" title="caution"' in cells["D diversity"]
+    assert "The log answers for D and V not without doubt; for U it does." in page
