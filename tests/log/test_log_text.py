@@ -365,3 +365,22 @@ def test_blank_lines_alone(tmp_path: Path) -> None:
     (tmp_path / "blank.jsonl.gz").write_bytes(gzip.compress(b"\n" * (40 << 20), 1))
     with pytest.raises(SchemaError, match="empty"):
         read_log(tmp_path / "blank.jsonl.gz")
+
+
+def test_semicolons_and_decimal_commas(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    header = "prompt_id;reward;behavior_logprob;target_logprob;note"
+    path.write_text("\n".join([header, *(f"{i // 2};{i % 2};-1,5;-{i},25;a, b" for i in range(8))]))
+    arrays = read_all(read_log(path))
+    assert arrays["behavior_logprob"].tolist() == [-1.5] * 8
+    assert arrays["target_logprob/target"].tolist() == [-i - 0.25 for i in range(8)]
+    path.write_text(path.read_text().replace("-3,25", "x,25"))
+    with pytest.raises(SchemaError, match="numbers are needed"):
+        read_all(read_log(path))
+
+
+def test_a_csv_header_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_bytes(b"prompt_id,reward,behavior_logprob,target_logprob/\xffx\n1,0,-1,-1\n2,1,-1,-1\n")
+    with pytest.raises(SchemaError, match="line 1: byte 0xff is no UTF-8"):
+        read_log(path)

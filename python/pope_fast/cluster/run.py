@@ -28,6 +28,7 @@ from pope_fast.log.batches import unit_column
 from pope_fast.log.feedback_log import FeedbackLog
 from pope_fast.log.opening import open_log
 from pope_fast.log.progress import Meter
+from pope_fast.log.writing import parquet_name
 
 __all__ = ["METHODS", "LabeledRows", "cluster", "label_rows"]
 
@@ -145,6 +146,8 @@ def cluster(
     >>> pope.cluster(log, threshold=0.3).labels.tolist()
     [0, 0, 1, 0, 0]
     """
+    if output is not None:
+        parquet_name(output)
     if scope not in METHODS:
         raise PopeError(f"scope must be 'prompt' or 'log', not {scope!r}")
     opened = log if isinstance(log, FeedbackLog) else _open(log, columns, memory_limit, temp_dir, progress)

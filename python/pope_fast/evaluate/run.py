@@ -143,6 +143,8 @@ def evaluate(
     diversity = {"gini": "gini_simpson"}.get(diversity, diversity)
     if diversity not in DIVERSITIES:
         raise PopeError(f"there is no diversity {diversity!r}; there are: {', '.join(DIVERSITIES)}")
+    if not 1 <= diversity_order < 1 << 31:
+        raise PopeError(f"diversity_order must be a small positive integer, not {diversity_order}")
     gates = merge_thresholds(thresholds)
     asked_for = _asked_for(quantities)
     options = {

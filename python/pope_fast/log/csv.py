@@ -20,16 +20,23 @@ __all__ = ["CsvSource"]
 
 _BLOCK_BYTES = 16 << 20
 _SAMPLE_BYTES = 1 << 20
+_DECIMAL_COMMA = re.compile(rb"[;\n]\s*-?\d+,\d+(?:[eE][+-]?\d+)?\s*[;\r\n]")
+_DECIMAL_POINT = re.compile(rb"[;\n]\s*-?\d+\.\d+(?:[eE][+-]?\d+)?\s*[;\r\n]")
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 
 
 class CsvSource(Source):
-    """One or many CSV files with a header line; an empty field is a missing value."""
+    """One or many CSV files with a header line; an empty field is a missing value.
+
+    Fields are separated by commas, or by the semicolon, tab or bar that a header without commas
+    has; numbers between semicolons may have decimal commas.
+    """
 
     def __init__(self, files: FileSet) -> None:
         self.files = files
         self.description = files.description
         self._types: dict[str, DataType] = {}
+        self._delimiter, self._decimal = ",", "."
         self.schema = self._infer()
 
     def _infer(self) -> pa.Schema:
@@ -41,6 +48,7 @@ class CsvSource(Source):
                 raise _cut_short(file, error) from error
         if not sample.strip():
             raise SchemaError("the log is empty", remedy=f"check that {file.path} is the file that you mean")
+        self._learn_dialect(file, sample)
         whole = sample if len(sample) < _SAMPLE_BYTES else _up_to_last_row(sample)
         table = self._open(file, pa.BufferReader(whole), {}, None).read_all()
         fields = dict(zip(table.schema.names, table.schema.types, strict=True))
@@ -60,6 +68,24 @@ class CsvSource(Source):
             fields.setdefault(name, type_)
         return pa.schema(list(fields.items()))
 
+    def _learn_dialect(self, file: LogFile, sample: bytes) -> None:
+        """Find out what separates fields, and decimals; refuse a header that is no UTF-8."""
+        header = sample.splitlines()[0]
+        try:
+            text = header.decode()
+        except UnicodeDecodeError as error:
+            raise SchemaError(
+                f"{file.path}, line 1: byte 0x{header[error.start]:02x} is no UTF-8", remedy="write the file in UTF-8"
+            ) from error
+        # A spreadsheet that writes decimal commas separates by semicolons.
+        self._delimiter = "\t" if ".tsv" in file.name.lower() else ","
+        for other in ";\t|":
+            if self._delimiter not in text and other in text:
+                self._delimiter = other
+                break
+        if self._delimiter == ";" and _DECIMAL_COMMA.search(sample) and not _DECIMAL_POINT.search(sample):
+            self._decimal = ","
+
     def _open(self, file: LogFile, stream: Any, types: Mapping[str, DataType], columns: Sequence[str] | None) -> Any:
         from pyarrow import csv as arrow_csv
 
@@ -67,16 +93,17 @@ class CsvSource(Source):
             return arrow_csv.open_csv(
                 stream,
                 read_options=arrow_csv.ReadOptions(block_size=_BLOCK_BYTES),
-                parse_options=arrow_csv.ParseOptions(delimiter=_delimiter(file), newlines_in_values=True),
+                parse_options=arrow_csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
                 convert_options=arrow_csv.ConvertOptions(
                     column_types=dict(types),
+                    decimal_point=self._decimal,
                     include_columns=None if columns is None else list(columns),
                     null_values=[""],
                     strings_can_be_null=True,
                     quoted_strings_can_be_null=False,
                 ),
             )
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise self._diagnose(file, types, columns, error) from error
 
     def refine(self, types: Mapping[str, DataType]) -> None:
@@ -117,7 +144,7 @@ class CsvSource(Source):
                 self.files.open_stream(file) as stream,
                 io.TextIOWrapper(stream, "utf-8", newline="") as text,
             ):
-                rows = csv.reader(text, delimiter=_delimiter(file))
+                rows = csv.reader(text, delimiter=self._delimiter)
                 header = next(rows, [])
                 for name in columns or ():
                     if name not in header:
@@ -127,7 +154,7 @@ class CsvSource(Source):
                             remedy="all files of a log must have the columns that are read",
                         )
                 for fields in rows:
-                    fault = _row_fault(fields, header, types)
+                    fault = _row_fault(fields, header, types, self._decimal)
                     if fault is not None:
                         column, message = fault
                         return SchemaError(
@@ -147,7 +174,7 @@ class CsvSource(Source):
 
 
 def _row_fault(
-    fields: Sequence[str], header: Sequence[str], types: Mapping[str, DataType]
+    fields: Sequence[str], header: Sequence[str], types: Mapping[str, DataType], decimal: str = "."
 ) -> tuple[str | None, str] | None:
     if not fields:
         return None
@@ -161,7 +188,7 @@ def _row_fault(
             return name, f"{text!r} is no integer, as the rows before have"
         if pa.types.is_floating(type_):
             try:
-                float(text)
+                float(text.replace(decimal, "."))
             except ValueError:
                 return name, f"{text!r} is no number"
         if pa.types.is_boolean(type_) and text.lower() not in ("true", "false", "0", "1"):
@@ -174,10 +201,6 @@ def _cut_short(file: LogFile, error: Exception) -> SchemaError:
         f"{file.path} cannot be read to its end: {error}",
         remedy="the file was cut short or damaged: write or copy it again",
     )
-
-
-def _delimiter(file: LogFile) -> str:
-    return "\t" if ".tsv" in file.name.lower() else ","
 
 
 def _up_to_last_row(sample: bytes) -> bytes:

@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["Meter"]
+__all__ = ["Meter", "on_terminal"]
 
 #: Seconds before the bar appears: a short pass should leave no trace on the screen.
 PATIENCE = 2.0
 _REFRESH = 0.1
+
+
+def on_terminal() -> bool:
+    """Tell whether standard error is a terminal; a process without a console has none (``pythonw``, services)."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 class Meter:
@@ -38,7 +43,7 @@ class Meter:
         self.label = label
         self.unit = unit
         self.rows = 0
-        self._wanted = sys.stderr.isatty() if shown is None else shown
+        self._wanted = on_terminal() if shown is None else shown
         self._began = self._drawn = time.monotonic()
         self._progress: Progress | None = None
         self._task: TaskID | None = None

@@ -12,10 +12,30 @@ import pyarrow as pa
 from pope_fast.errors import PopeError
 from pope_fast.log.arrow_types import DataType
 
-__all__ = ["ROW_GROUP_ROWS", "write_log"]
+__all__ = ["ROW_GROUP_ROWS", "parquet_name", "write_log"]
 
 #: Rows of a row group. Fixed, so that the same rows give the same file however they were cut into batches.
 ROW_GROUP_ROWS = 1 << 16
+
+
+#: Names that promise another format than the one that is written.
+_OTHER_FORMATS = frozenset(
+    (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".arrow", ".feather", ".ipc", ".gz", ".zst", ".bz2")
+)
+
+
+def parquet_name(path: str | os.PathLike[str]) -> Path:
+    """Return a path to write Parquet to.
+
+    Raises
+    ------
+    PopeError
+        If its name is that of another format.
+    """
+    target = Path(path)
+    if target.suffix.lower() in _OTHER_FORMATS:
+        raise PopeError(f"the output is a Parquet file: {target.name!r} should end in .parquet")
+    return target
 
 
 def write_log(
@@ -73,7 +93,7 @@ def write_log(
             schema, batches = first.schema, _chain(first, batches)
     if metadata:
         schema = schema.with_metadata({**(schema.metadata or {}), **metadata})
-    target = Path(path)
+    target = parquet_name(path)
     hidden = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     floats, others = _leaves(schema)
     try:

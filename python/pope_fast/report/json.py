@@ -109,6 +109,9 @@ def load_truth(path: str | Path) -> dict[str, Any]:
         raise PopeError(f"the truth file {path} is not JSON: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("policies"), dict):
         raise PopeError(f"the truth file {path} has no 'policies'; 'pope simulate' writes one beside each log")
+    for name, policy in content["policies"].items():
+        if not isinstance(policy, dict):
+            raise PopeError(f"the truth file {path} has no numbers by name for the policy {name!r}")
     return content
 
 

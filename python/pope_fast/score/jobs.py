@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ import numpy.typing as npt
 
 from pope_fast.errors import PopeError, SchemaError
 from pope_fast.log import FeedbackLog
-from pope_fast.log.progress import Meter
+from pope_fast.log.progress import Meter, on_terminal
 from pope_fast.score.encoding import Encoder
 from pope_fast.score.loading import (
     file_stamp,
@@ -84,7 +83,7 @@ class Work:
     @property
     def _quiet(self) -> bool:
         """Whether others' progress bars are to stay off the screen, too."""
-        return not self.first or not (sys.stderr.isatty() if self.options.progress is None else self.options.progress)
+        return not self.first or not (on_terminal() if self.options.progress is None else self.options.progress)
 
     def columns(self, tasks: Sequence[Task]) -> list[ScoredColumn | CopiedColumn]:
         """Score all tasks; return their columns, in order, in the process that makes the output.

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pope_fast.errors import PopeError, PopeWarning, SchemaError
 from pope_fast.log import FeedbackLog, read_log
 from pope_fast.log.columns import split_role
+from pope_fast.log.writing import parquet_name
 from pope_fast.score.jobs import Options, Task, Work
 from pope_fast.score.output import Names, scored_table, write_scored
 from pope_fast.score.policies import ColumnPolicy, Policies, Policy, as_policies, as_policy
@@ -19,8 +20,6 @@ from pope_fast.score.store import DiskStore, MemoryStore
 from pope_fast.score.workers import Workers, find_workers
 
 __all__ = ["score"]
-
-_OTHER_FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".gz", ".zst")
 
 
 def score(
@@ -195,8 +194,7 @@ def _output(path: Path, log: FeedbackLog) -> Path:
     PopeError
         If it is a file of the log, a folder, or named like another format.
     """
-    if path.suffix.lower() in _OTHER_FORMATS:
-        raise PopeError(f"the output is a Parquet file: {path.name!r} should end in .parquet")
+    parquet_name(path)
     if path.is_dir():
         raise PopeError(f"{path} is a folder. Remedy: name a file in it.")
     files = getattr(log.reader, "files", None)
