@@ -392,3 +392,40 @@ def test_a_role_that_a_file_lacks_is_no_null(tmp_path: Path) -> None:
         list(read_log(tmp_path).batches())
     assert caught.value.column == "count"
     assert not validate(tmp_path).ok
+
+
+def test_a_list_of_records() -> None:
+    records = make_table(prompts=2).to_pylist()
+    records[1]["mixed"], records[2]["mixed"], records[5]["late"] = 1, "a", 2**64 - 1
+    log = read_log(records)
+    assert log.to_arrow()["mixed"].to_pylist() == [None, "1", '"a"', None, None, None]
+    assert log.to_arrow()["late"].to_pylist()[5] == 2**64 - 1
+    expected = read_all(read_log(make_table(prompts=2)))
+    np.testing.assert_array_equal(read_all(log)["reward"], expected["reward"])
+
+
+def test_the_layout_of_a_downloaded_data_set(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    pq.write_table(make_table(prompts=2), tmp_path / "data" / "train-00000-of-00002.parquet")
+    pq.write_table(make_table(prompts=3), tmp_path / "data" / "train-00001-of-00002.parquet")
+    for name in ("README.md", ".gitattributes", "dataset_infos.json", "log.truth.json"):
+        (tmp_path / name).write_text("{}")
+    assert read_log(tmp_path).num_rows == 15
+
+
+def test_http_is_refused_without_a_try() -> None:
+    with pytest.raises(PopeError, match="download the log"):
+        read_log("https://user:secret@example.org/log.parquet")
+
+
+def test_a_prompt_of_two_types_is_no_text(tmp_path: Path) -> None:
+    messages = [[{"role": "user", "content": "hello"}]] * 6
+    parts = [make_table(prompts=2, prompt=["hello"] * 6), make_table(prompts=2, prompt=messages)]
+    with pytest.raises(SchemaError, match="same type") as caught:
+        read_log([row for part in parts for row in part.to_pylist()])
+    assert caught.value.column == "prompt"
+    for name, part in zip("ab", parts, strict=True):
+        pq.write_table(part, tmp_path / f"{name}.parquet")
+    with pytest.raises(SchemaError, match="same type") as caught:
+        read_log(tmp_path).to_arrow()
+    assert caught.value.column == "prompt"

@@ -32,6 +32,8 @@ _FORMATS = {
     ".csv": "csv",
     ".tsv": "csv",
 }
+#: Files that describe a downloaded or simulated data set, beside its rows.
+_DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", ".truth.json")
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _MAGIC = re.compile(r"[*?\[]")
 
@@ -144,6 +146,8 @@ def find_files(
     resolved = None if filesystem is None else _as_arrow_filesystem(filesystem)
     found: list[LogFile] = []
     for path in paths:
+        if filesystem is None and path.lower().startswith(("http://", "https://")):
+            raise PopeError("files are not read over http: download the log, and give the path of the file")
         if filesystem is None and "://" in path:
             resolved, path = _from_uri(path)
         found += _expand(path, resolved, format)
@@ -199,7 +203,7 @@ def _expand(path: str, filesystem: FileSystem | None, format: str | None) -> lis
     if kind == "file":
         return [_log_file(path, {}, format, filesystem)]
     if kind == "folder":
-        names = _walk(path, filesystem)
+        names = [name for name in _walk(path, filesystem) if not name.endswith(_DESCRIPTIONS)]
         known = [name for name in names if format is not None or _format_of(name) is not None]
         if not known:
             raise PopeError(f"no Parquet, JSONL or CSV file in the folder {path}")

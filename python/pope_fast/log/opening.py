@@ -34,8 +34,8 @@ def read_log(
     ----------
     source : path, URI, glob, folder, list of paths, or object
         Parquet, JSON lines (``.gz``, ``.zst``) or CSV files; hive partitions become columns.  Or anything
-        with ``__arrow_c_stream__`` (pyarrow, polars, pandas, DuckDB ...), a Hugging Face data set, or a dict
-        of arrays.
+        with ``__arrow_c_stream__`` (pyarrow, polars, pandas, DuckDB ...), a Hugging Face data set, a dict of
+        arrays, or a list of records.
     columns : mapping of str to str, optional
         Role -> column, where the column does not carry the role's name: ``{"reward": "stars"}``.
     policies : mapping of str to str, or sequence, optional

@@ -145,7 +145,8 @@ class ParquetSource(Source):
         arrays = []
         for name in columns:
             if name in inside:
-                arrays.append(conform(batch.column(name), self.schema.field(name).type))
+                role = name if name in self.roles else None
+                arrays.append(conform(batch.column(name), self.schema.field(name).type, role))
             elif name in self.files.partition_types:
                 arrays.append(self.files.partition_column(name, file, batch.num_rows))
             else:

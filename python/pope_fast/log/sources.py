@@ -108,13 +108,22 @@ def common_type(one: DataType, other: DataType) -> DataType:
         return pa.string()
 
 
-def conform(array: Array, type_: DataType) -> Array:
-    """Return a column of one file in the log's type, which holds its values exactly."""
+def conform(array: Array, type_: DataType, role: str | None = None) -> Array:
+    """Return a column of one file in the log's type, which holds its values exactly.
+
+    Values that have no such type become JSON text, unless the column, named ``role``, plays one.
+    """
     if array.type.equals(type_):
         return array
     try:
         return array.cast(type_)
-    except pa.ArrowException:
+    except pa.ArrowException as error:
+        if role is not None:
+            raise SchemaError(
+                f"{array.type} in one file, another type in the next",
+                column=role,
+                remedy="give the column the same type in all files",
+            ) from error
         values = (None if value is None else json.dumps(value, default=str) for value in array.to_pylist())
         return pa.array(values, pa.string()).cast(type_)
 

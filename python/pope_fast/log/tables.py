@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import weakref
@@ -11,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from pope_fast.errors import PopeError, SchemaError
+from pope_fast.log.columns import ROLE_KINDS
 from pope_fast.log.sources import Source, digest, rebatch, select
 
 __all__ = ["DatasetSource", "StreamSource", "TableSource", "open_object"]
@@ -162,6 +164,22 @@ class DatasetSource(Source):
         return digest([str(self.schema), str(getattr(self._dataset, "_fingerprint", id(self._dataset)))])
 
 
+def _values(values: list[Any], name: str) -> Any:
+    """Return values as a column; where they are of several types, and play no role, as JSON text."""
+    for type_ in (None, pa.uint64()):
+        try:
+            return pa.array(values, type_)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            if name in ROLE_KINDS and type_ is not None:
+                raise SchemaError(
+                    f"the records do not agree on a type ({error})",
+                    column=name,
+                    remedy="give every record the same type",
+                ) from error
+    texts = [None if value is None else json.dumps(value, default=str) for value in values]
+    return pa.array(texts, pa.string())
+
+
 def open_object(source: Any, memory: int, temp_dir: str | None) -> Source:
     """Return the reader for an object in memory.
 
@@ -193,6 +211,11 @@ def open_object(source: Any, memory: int, temp_dir: str | None) -> Source:
             return open_object(next(iter(source.values())), memory, temp_dir)
         if isinstance(source, Mapping):
             return TableSource(pa.table(dict(source)), "dict of columns")
+        if isinstance(source, (list, tuple)) and source and all(isinstance(row, Mapping) for row in source):
+            # Not from_pylist, which takes the names of the first record for those of all.
+            names = dict.fromkeys(name for row in source for name in row)
+            columns = {name: _values([row.get(name) for row in source], name) for name in names}
+            return TableSource(pa.table(columns), f"{len(source):,} records")
         if library == "datasets" and hasattr(source, "with_format"):
             return DatasetSource(source, description)
         if library == "polars" and kind == "LazyFrame":
@@ -212,5 +235,5 @@ def open_object(source: Any, memory: int, temp_dir: str | None) -> Source:
         raise PopeError(f"{description} cannot be read as a table: {error}") from error
     raise PopeError(
         f"cannot read a log from {description}: give a path, or an object with __arrow_c_stream__ (pyarrow, "
-        "polars, pandas, DuckDB ...), a Hugging Face data set or a dict of columns"
+        "polars, pandas, DuckDB ...), a Hugging Face data set, a dict of columns or a list of records"
     )
