@@ -384,3 +384,12 @@ def test_a_csv_header_that_is_no_text(tmp_path: Path) -> None:
     path.write_bytes(b"prompt_id,reward,behavior_logprob,target_logprob/\xffx\n1,0,-1,-1\n2,1,-1,-1\n")
     with pytest.raises(SchemaError, match="line 1: byte 0xff is no UTF-8"):
         read_log(path)
+
+
+def test_a_column_that_only_a_later_csv_has(tmp_path: Path) -> None:
+    for name, more in (("a", ""), ("b", ",count")):
+        row = "1,0,-1,-1,3" if more else "1,0,-1,-1"
+        (tmp_path / f"{name}.csv").write_text(f"prompt_id,reward,behavior_logprob,target_logprob{more}\n{row}\n")
+    with pytest.raises(SchemaError, match="but not in") as caught:
+        read_log(tmp_path)
+    assert caught.value.column == "count"

@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
@@ -64,9 +65,25 @@ class CsvSource(Source):
         if len(fields) < len(table.schema.names):
             duplicated: pa.Schema = table.schema
             return duplicated
+        self._refuse_late_columns(set(fields))
         for name, type_ in self.files.partition_types.items():
             fields.setdefault(name, type_)
         return pa.schema(list(fields.items()))
+
+    def _refuse_late_columns(self, known: set[str]) -> None:
+        """Refuse a column that only a later file has: it would be ignored without a word."""
+        for file in self.files.files[1:]:
+            with suppress(OSError, pa.ArrowException), self.files.open_stream(file) as stream:
+                head = stream.read_buffer(_SAMPLE_BYTES).to_pybytes().removeprefix(b"\xef\xbb\xbf")
+                text = io.StringIO(head.decode(errors="replace"))
+                names = next(csv.reader(text, delimiter=self._delimiter), [])
+                late = [name for name in names if name not in known]
+                if late:
+                    raise SchemaError(
+                        f"in {file.path}, but not in {self.files.files[0].path}",
+                        column=late[0],
+                        remedy="give all files of a log the same columns",
+                    )
 
     def _learn_dialect(self, file: LogFile, sample: bytes) -> None:
         """Find out what separates fields, and decimals; refuse a header that is no UTF-8."""
