@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pope_fast.errors import PopeError
+from pope_fast.errors import PopeError, PopeWarning
 from pope_fast.sample.distribution import log_distribution
 from pope_fast.sample.settings import Sampling
 from pope_fast.sample.streams import choose, step_keys
 from pope_fast.score.budget import default_token_budget, is_out_of_memory
+from pope_fast.score.plain import agrees, base_parameters, cache_argument, cache_of, check_causal, plain_logits
 
 __all__ = ["Draw", "decode"]
 
@@ -32,6 +33,8 @@ _BATCH_LOGITS = 1 << 28
 _CACHED_TOKENS = 2
 # Layers that ignore padding on the left. Others count slots (chunks) or carry it along (recurrent states).
 _PADDABLE = frozenset({"full_attention", "sliding_attention"})
+# Draws of the first batch that are held against a plain forward, and tokens of each.
+_CHECKED_DRAWS, _CHECKED_TOKENS = 4, 64
 
 
 class Draw(NamedTuple):
@@ -119,12 +122,18 @@ def decode(
     Raises
     ------
     PopeError
-        If a single response does not fit into memory, or the model's logits are not numbers.
+        If a single response does not fit into memory, the model's logits are not numbers, or it is not causal.
+
+    Notes
+    -----
+    Some draws of the first batch are held against a plain forward. Where the cache or the padding gives other
+    log-probs, the run does without them, and warns.
     """
     token_budget = token_budget or _CACHED_TOKENS * default_token_budget(model, _device(model))
     runner = _Runner(model, sampling, stop_ids, token_budget, advance)
     drawn: list[list[Draw | None]] = [[None] * len(of_prompt) for of_prompt in keys]
     with _evaluating(model):
+        check_causal(model)
         # The longest first: if memory is short, that shows at once.
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         for batch in runner.batches([Job(i, prompts[i], 0, keys[i]) for i in order]):
@@ -150,12 +159,6 @@ def _device(model: Any) -> torch.device:
     return device
 
 
-def _parameters(model: Any) -> frozenset[str]:
-    """Return the names of the forward function's parameters, of the model itself below an adapter."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return frozenset(inspect.signature(base.forward).parameters)
-
-
 class _Runner:
     """Batches, and one after the other through the model."""
 
@@ -173,13 +176,15 @@ class _Runner:
         self.stop_ids = torch.tensor(sorted(stop_ids), dtype=torch.int64, device=self.device)
         self.budget = token_budget
         self.advance = advance
-        parameters = _parameters(model)
+        parameters = base_parameters(model)
         config = model.config.get_text_config(decoder=True)
         self.rows = max(1, _BATCH_LOGITS // int(config.vocab_size))
         kinds = set(getattr(config, "layer_types", None) or _PADDABLE)
         self.pads = {"position_ids", "attention_mask"} <= parameters and kinds <= _PADDABLE
         self.options: dict[str, int] = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
-        self.cached = True
+        self.cache_argument = cache_argument(model)
+        self.cached = self.cache_argument is not None
+        self.checked = False
 
     def room(self, length: int) -> int:
         """Return how many draws for prompts of some length go into a batch."""
@@ -227,12 +232,43 @@ class _Runner:
             self.budget = max(1, self.budget // 2)
             yield from self._halves(batch)
             return
+        if not self._right(batch, draws):
+            for job in batch:  # each alone: without padding
+                yield from self.run([job])
+            return
         self.advance(rows)
         row = 0
         for job in batch:
             for number in range(job.keys.size):
                 yield job.prompt, job.first + number, draws[row]
                 row += 1
+
+    def _right(self, batch: list[Job], draws: list[Draw]) -> bool:
+        """Hold the first draws against a plain forward; if they differ, have the run do without cache and padding."""
+        if self.checked or not (self.cached or self.pads):
+            return True
+        prompts = [job.ids for job in batch for _ in range(job.keys.size)]
+        # The longest: theirs is the cache that was cut and reordered most.
+        some = sorted(range(len(draws)), key=lambda row: -draws[row].ids.size)[:_CHECKED_DRAWS]
+        self.checked = draws[some[0]].ids.size > 1
+        if all(self._is_plain(prompts[row], draws[row]) for row in some):
+            return True
+        self.cached = self.pads = False
+        self.checked = True
+        warnings.warn(
+            f"{type(self.model).__name__}: with its cache, or with prompts padded, it gives other log-probs than on "
+            "the whole text; everything is computed again for each token, which is right and slow",
+            PopeWarning,
+            stacklevel=2,
+        )
+        return False
+
+    def _is_plain(self, prompt: NDArray[np.int32], draw: Draw) -> bool:
+        ids = draw.ids[:_CHECKED_TOKENS]
+        logits = plain_logits(self.model, np.concatenate([prompt, ids[:-1]]), ids.size)
+        _, softmax = log_distribution(logits, self.sampling)
+        chosen = torch.from_numpy(ids.astype(np.int64))[:, None].to(softmax.device)
+        return agrees(draw.softmax[: ids.size], softmax.gather(-1, chosen)[:, 0].cpu().numpy(), self.model.dtype)
 
     def _halves(self, batch: list[Job]) -> Iterator[tuple[int, int, Draw]]:
         rows = sum(job.keys.size for job in batch)
@@ -305,7 +341,7 @@ class _Runner:
         text = _Text(torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device))
         if self.cached:
             output = self._forward(text, None)
-            cache = getattr(output, "past_key_values", None)
+            cache = cache_of(output, self.cache_argument)
             if hasattr(cache, "reorder_cache"):
                 return _Cached(self, text, output.logits[:, -1], cache)
             self.cached = False  # a model that keeps no cache, or one that cannot be told which rows to keep
@@ -318,7 +354,7 @@ class _Runner:
             positions = (text.mask.cumsum(-1) - 1).clamp(min=0)
             more |= {"attention_mask": text.mask, "position_ids": positions if cache is None else positions[:, -1:]}
         if cache is not None:
-            more["past_key_values"] = cache
+            more[str(self.cache_argument)] = cache
         ids = text.ids if cache is None else text.ids[:, -1:]
         return self.model(input_ids=ids, use_cache=use_cache, **more)
 

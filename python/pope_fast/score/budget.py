@@ -80,5 +80,14 @@ def _text_config(model: Any) -> Any:
 
 def _number(config: Any, *names: str) -> int | None:
     """Return the first of the attributes that is a positive integer."""
-    values = (getattr(config, name, None) for name in names)
+    values = (_setting(config, name) for name in names)
     return next((value for value in values if isinstance(value, int) and value > 0), None)
+
+
+def _setting(config: Any, name: str) -> Any:
+    """Return an attribute of a configuration; None if it has none, or one that differs between layers."""
+    try:
+        return getattr(config, name, None)
+    except Exception:  # transformers' AmbiguousGlobalPerLayerAttributeError, which is no AttributeError everywhere
+        values = getattr(config, "__dict__", {})
+        return values.get(name)

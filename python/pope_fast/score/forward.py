@@ -21,6 +21,7 @@ from pope_fast.score.continuation import (
 )
 from pope_fast.score.head import Head, find_decoder, find_head, input_device, probe_ids, token_logprobs
 from pope_fast.score.pieces import Pairs, prompt_inputs
+from pope_fast.score.plain import agrees, cache_argument, cache_of, plain_logits
 from pope_fast.score.tokens import TokenLists, positions
 
 __all__ = ["Forward", "Way"]
@@ -73,10 +74,19 @@ class Forward:
     def refresh(self) -> None:
         """Look at the head again, after the adapter has changed."""
         self.head: Head | None = find_head(self.model)
+        self._look_at_body()
+
+    def without_head(self) -> None:
+        """Go on with the model's own head."""
+        self.head = None
+        self._look_at_body()
+
+    def _look_at_body(self) -> None:
         decoder: Any = find_decoder(self.model)
         self._body = self.model if self.head is None else decoder
         self._config = getattr(self._body, "config", self.model.config)
         accepted = inspect.signature(self._body.forward).parameters
+        self._cache_argument = cache_argument(self._body)
         any_name = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
         self._takes_positions = "position_ids" in accepted or (hasattr(self.model, "peft_config") and any_name)
         self._keeps = self.head is None and ("logits_to_keep" in accepted or hasattr(self.model, "peft_config"))
@@ -147,7 +157,7 @@ class Forward:
         """Return hidden states, or logits if the model's own head is used, of shape (rows, tokens, width)."""
         inputs: dict[str, Any] = {"input_ids": torch.from_numpy(ids).to(self.device), "use_cache": use_cache}
         if cache is not None:
-            inputs["past_key_values"] = cache
+            inputs[str(self._cache_argument)] = cache
         if seen is not None:
             inputs["attention_mask"] = torch.from_numpy(seen.astype(np.int64)).to(self.device)
         if places is not None and self._takes_positions:
@@ -155,7 +165,7 @@ class Forward:
         if keep and self._keeps:
             inputs["logits_to_keep"] = keep
         output = self._body(**inputs)
-        return output.logits if self.head is None else output.last_hidden_state, output.get("past_key_values")
+        return output.logits if self.head is None else output.last_hidden_state, cache_of(output, self._cache_argument)
 
     def _logprobs(self, parts: list[tuple[Tensor, _Int64]], targets: _Int64) -> Tensor:
         """Return the log-probs of targets at places of tensors, counted over rows and tokens."""
@@ -171,6 +181,18 @@ class Forward:
             logits = rows[part].float() / self.temperature
             result[part] = logits.gather(1, chosen[part, None])[:, 0] - logits.logsumexp(1)
         return result
+
+    def is_plain(self, pairs: Pairs, logprobs: npt.NDArray[np.float32]) -> bool:
+        """Tell whether log-probs of pairs, one after the other, are those of a plain forward of each."""
+        parts = np.split(logprobs, np.cumsum(pairs.length)[:-1])
+        for at, found in enumerate(parts):
+            pair = pairs[at : at + 1]
+            logits = plain_logits(self.model, pair.inputs()[0], found.size) / self.temperature
+            chosen = torch.from_numpy(pair.targets())[:, None].to(logits.device)
+            wanted = (logits.gather(1, chosen)[:, 0] - logits.logsumexp(1)).cpu().numpy()
+            if not agrees(found, wanted, self.model.dtype) and not np.array_equal(found, wanted):
+                return False
+        return True
 
     def probe(self) -> None:
         """Find the first way of sharing prompts that gives what unshared prompts give."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,12 +19,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pope_fast.errors import PopeError
+from pope_fast.errors import PopeError, PopeWarning
 from pope_fast.score.budget import context_length, default_token_budget, is_out_of_memory
 from pope_fast.score.forward import Forward, Way
 from pope_fast.score.gemm import FastLinear
 from pope_fast.score.head import evaluating
 from pope_fast.score.pieces import Pairs, Piece, cut
+from pope_fast.score.plain import check_causal
 from pope_fast.score.plan import Batch, Plan, make_plan
 from pope_fast.score.tokens import positions
 
@@ -35,6 +37,9 @@ _Float32 = npt.NDArray[np.float32]
 # Where prompts are copied for every completion: memory of a copied token, relative to that of a token run through the
 # model. One layer's keys and values exist at a time, against the activations of a whole layer.
 _COPIED_TOKEN = 0.25
+
+# Pairs of the first batch of a run that are held against a plain forward each.
+_CHECKED_PAIRS = 4
 
 # Most bytes of the full logits of a call, where the model's own head has to be used.
 _LOGITS_BYTES = 1 << 29
@@ -136,6 +141,7 @@ class ModelScorer:
         self.attention = str(getattr(model.config, "_attn_implementation", None))
         self._share = share_prompt
         with self._computing():
+            check_causal(model)
             self._forward = Forward(model, self.temperature)
             self._look()
         self.device = self._forward.device
@@ -217,9 +223,54 @@ class ModelScorer:
         if self.context_length is not None and plan.most_tokens > self.context_length:
             raise PopeError(f"a pair has {plan.most_tokens} tokens, the model's context {self.context_length}")
         pairs = Pairs.of(plan)
+        first = True
         for index in range(len(plan)) if batches is None else batches:
             batch = plan[index]
-            yield self._score(pairs[batch.pairs], batch, plan.options.token_budget)
+            chosen, budget = pairs[batch.pairs], plan.options.token_budget
+            scores = self._score(chosen, batch, budget)
+            # As often as it takes, with ever fewer shortcuts, before anything is given out.
+            while first and not self._right(chosen, scores):
+                scores = self._score(chosen, batch, budget)
+            first = False
+            yield scores
+
+    def _right(self, pairs: Pairs, scores: BatchScores) -> bool:
+        """Hold some pairs of a batch against plain forwards; where they differ, do without what may be at fault.
+
+        Raises
+        ------
+        PopeError
+            If they differ although nothing is shared and the model's own head is used.
+        """
+        some = np.unique(np.linspace(0, len(pairs) - 1, _CHECKED_PAIRS).astype(np.int64))
+        found = np.concatenate([scores.logprobs[scores.offsets[i] : scores.offsets[i + 1]] for i in some.tolist()])
+        try:
+            with self._computing():
+                if np.isnan(found).any() or self._forward.is_plain(pairs[some], found):
+                    return True
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            warnings.warn(
+                "there is no memory for the plain forward that the first batch is held against: it is unchecked",
+                PopeWarning,
+                stacklevel=2,
+            )
+            return True
+        name = type(self.model).__name__
+        if self.shares_prompts:
+            self._forward.way = None
+            self._forward.why_unshared = fault = "shared prompts give other log-probs than the whole text"
+        elif self._forward.head is not None:
+            self._forward.without_head()
+            fault = "the tiled head gives other log-probs than the model's own"
+        else:
+            raise PopeError(
+                f"{name}: padding after a response changes its log-probs, so that no batch is right. Remedy: score it "
+                "with token_budget=1 (--token-budget 1)."
+            )
+        warnings.warn(f"{name}: {fault}; the run does without", PopeWarning, stacklevel=2)
+        return False
 
     def _score(self, pairs: Pairs, batch: Batch, budget: int) -> BatchScores:
         """Score a batch, in smaller pieces if memory asks for it."""
