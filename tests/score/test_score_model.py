@@ -140,7 +140,8 @@ def test_a_prompt_is_computed_once_for_all_its_completions() -> None:
     )
     rng = np.random.default_rng(0)
     scorer.score([rng.integers(0, 97, 50)], [[rng.integers(0, 97, 5) for _ in range(8)]])
-    assert tokens == [50, 8 * 4]
+    # Then four pairs of the first batch, each in the plain forward that it is held against.
+    assert tokens == [50, 8 * 4, *[50 + 4] * 4]
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma"])
