@@ -56,9 +56,8 @@ impl Config {
         if self.policies.is_empty() {
             return Err(Error::Config("at least one target policy is needed".into()));
         }
-        if let Some(name) =
-            self.policies.iter().enumerate().find_map(|(i, p)| self.policies[..i].contains(p).then_some(p))
-        {
+        let mut seen = std::collections::HashSet::new();
+        if let Some(name) = self.policies.iter().find(|&name| !seen.insert(name)) {
             return Err(Error::Config(format!("two policies are named '{name}'; give them different names")));
         }
         if self.row_units && self.has_embedding {

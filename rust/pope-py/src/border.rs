@@ -61,11 +61,14 @@ fn schema_error(py: Python<'_>, problem: String, column: &str, place: Option<(us
     make().map_or_else(|failure| failure, PyErr::from_value)
 }
 
-/// Number of threads: what was asked for, else what the package's policy gives.
+/// More threads than this are never started: what is asked for beyond it changes no result, only memory.
+const MOST_THREADS: usize = 256;
+
+/// Number of threads: what was asked for, up to [`MOST_THREADS`], else what the package's policy gives.
 pub fn threads(py: Python<'_>, asked: Option<usize>) -> PyResult<usize> {
     match asked {
         Some(0) => Err(PopeError::new_err("threads must be at least 1")),
-        Some(n) => Ok(n),
+        Some(n) => Ok(n.min(MOST_THREADS)),
         None => py.import("pope_fast._threads")?.call_method0("default_threads")?.extract(),
     }
 }
