@@ -25,7 +25,12 @@ _TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 0.05, tor
 def base_parameters(model: Any) -> frozenset[str]:
     """Return the names of the forward function's parameters, of the model itself below an adapter."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return frozenset(inspect.signature(base.forward).parameters)
+    accepted = inspect.signature(base.forward).parameters
+    names = set(accepted)
+    # A forward that was wrapped to take anything passes it on to that of the class.
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
+        names |= set(inspect.signature(type(base).forward).parameters)
+    return frozenset(names)
 
 
 def cache_argument(model: Any) -> str | None:
