@@ -67,7 +67,8 @@ class SchemaError(PopeError, ValueError):
         text = ", ".join(place)
         text = f"{text}: {self.message}" if text else self.message
         if self.remedy is not None:
-            text = f"{text.rstrip('.')}. Remedy: {self.remedy.rstrip('.')}."
+            end = "" if self.remedy.endswith("?") else "."
+            text = f"{text.rstrip('.')}. Remedy: {self.remedy.rstrip('.')}{end}"
         return text
 
     def __reduce__(self) -> tuple[object, ...]:

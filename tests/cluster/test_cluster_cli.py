@@ -109,7 +109,7 @@ def test_json_and_known_clusters(log: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a.json").read_text())["n_rows"] == len(table)
     missing = run(log, "-o", out, "--against", "perspectives")
     assert missing.code == 2
-    assert "columns={'perspectives': 'perspective'}" in missing.stderr
+    assert "did you mean 'perspective'?" in missing.stderr
 
 
 def test_the_stability_plot(log: Path, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from pope_fast.cluster.metadata import ClusterInfo
 from pope_fast.cluster.pairs import PairFeatures, Same
 from pope_fast.cluster.texts import check_text_type, is_text
 from pope_fast.errors import PopeError, SchemaError
-from pope_fast.log.columns import missing_column
 from pope_fast.log.feedback_log import FeedbackLog
+from pope_fast.log.remedies import missing_column
 
 __all__ = ["TEXT_FEATURES", "choose_features", "restore_features"]
 

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from pope_fast.log.arrays import keys
 from pope_fast.log.batches import unit_column, unit_keys
-from pope_fast.log.columns import missing_column
 from pope_fast.log.feedback_log import FeedbackLog
+from pope_fast.log.remedies import missing_column
 
 __all__ = ["known_clusters"]
 

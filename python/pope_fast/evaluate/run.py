@@ -24,7 +24,7 @@ from pope_fast.evaluate.records import make_policy_value
 from pope_fast.evaluate.results import Difference, Estimate, Evaluation, EvaluationSettings, Interval, PolicyValue
 from pope_fast.evaluate.verdict import merge_thresholds
 from pope_fast.log import FeedbackLog, LogBatch, RewardRange, read_log
-from pope_fast.log.columns import missing_column
+from pope_fast.log.remedies import missing_column
 
 __all__ = ["DIVERSITIES", "ESTIMATORS", "evaluate"]
 
@@ -45,6 +45,7 @@ def evaluate(
     log: Any,
     policies: Mapping[str, str] | Iterable[str] | None = None,
     *,
+    columns: Mapping[str, str] | None = None,
     diversity: str = "auto",
     diversity_weight: float = 1.0,
     estimator: str = "sn_tips",
@@ -69,6 +70,8 @@ def evaluate(
         A :class:`FeedbackLog`, or anything :func:`read_log` takes: a path, a glob, an Arrow table, a data frame.
     policies : mapping of name to column, or names, optional
         The target policies; all of the log by default.
+    columns : mapping of str to str, optional
+        Role -> column, as in :func:`read_log`; not for a log that is open already.
     diversity : str
         The measure that is D, one of :data:`DIVERSITIES` ("gini" is short for "gini_simpson"); by default as below.
         The others that the columns read allow are in ``diversity_detail``.
@@ -153,7 +156,7 @@ def evaluate(
         "diversity_weight": diversity_weight,
         "diversity_order": diversity_order,
     }
-    opened = _open(log, policies, reward_range, unit)
+    opened = _open(log, policies, columns, reward_range, unit)
     unit = opened.unit if unit is None else unit
     names = _names(opened, policies)
     scope, scope_warnings = _scope(opened, cluster_scope)
@@ -233,12 +236,20 @@ def _warn_of(origins: Mapping[str, list[Finding]]) -> list[str]:
     return messages
 
 
-def _open(log: Any, policies: Any, reward_range: tuple[float, float] | None, unit: str | None) -> FeedbackLog:
+def _open(
+    log: Any,
+    policies: Any,
+    columns: Mapping[str, str] | None,
+    reward_range: tuple[float, float] | None,
+    unit: str | None,
+) -> FeedbackLog:
     if isinstance(log, FeedbackLog):
+        if columns is not None:
+            raise PopeError("columns= belongs to read_log where the log is opened already")
         return log
     if policies is not None and not isinstance(policies, Mapping):
         policies = list(policies)
-    return read_log(log, policies=policies, reward_range=reward_range, unit=unit or "prompt")
+    return read_log(log, columns=columns, policies=policies, reward_range=reward_range, unit=unit or "prompt")
 
 
 def _scope(log: FeedbackLog, asked: Literal["log", "prompt"] | None) -> tuple[Literal["log", "prompt"], list[str]]:

@@ -165,6 +165,7 @@ def cluster_sensitivity(
     log: Any,
     policies: Mapping[str, str] | Iterable[str] | None = None,
     *,
+    columns: Mapping[str, str] | None = None,
     thresholds: Sequence[float] | None = None,
     embeddings: Any = None,
     model: Any = None,
@@ -181,7 +182,7 @@ def cluster_sensitivity(
     log
         A log that :func:`pope_fast.cluster` clustered within prompts, as :func:`pope_fast.evaluate` takes it: its
         metadata say by which features and method. The texts or embeddings must still be there.
-    policies
+    policies, columns
         As in :func:`pope_fast.evaluate`.
     thresholds : sequence of float, optional
         Similarities; by default the log's own threshold and .05, .1 and .15 to both sides.
@@ -207,7 +208,7 @@ def cluster_sensitivity(
     """
     if options.get("diversity") in ("rao", "vendi"):
         raise PopeError("D from embeddings does not depend on clusters: there is no sensitivity to their threshold")
-    opened = _open(log, policies, options)
+    opened = _open(log, policies, columns, options)
     column = opened.columns.get("cluster")
     info = None if column is None else read_clusters(opened.schema).get(column)
     if column is None or info is None:
@@ -259,13 +260,15 @@ def cluster_sensitivity(
     )
 
 
-def _open(log: Any, policies: Any, options: Mapping[str, Any]) -> FeedbackLog:
+def _open(log: Any, policies: Any, columns: Mapping[str, str] | None, options: Mapping[str, Any]) -> FeedbackLog:
     if isinstance(log, FeedbackLog):
+        if columns is not None:
+            raise PopeError("columns= belongs to read_log where the log is opened already")
         return log
     if policies is not None and not isinstance(policies, Mapping):
         policies = list(policies)
     unit = options.get("unit") or "prompt"
-    return read_log(log, policies=policies, reward_range=options.get("reward_range"), unit=unit)
+    return read_log(log, columns=columns, policies=policies, reward_range=options.get("reward_range"), unit=unit)
 
 
 def _grid(own: float, thresholds: Sequence[float] | None) -> list[float]:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from pope_fast import _core
 from pope_fast.errors import SchemaError
 from pope_fast.log.arrays import Labels, TokenLists, keys, numbers, token_lists
-from pope_fast.log.columns import ColumnMap, missing_column
+from pope_fast.log.columns import ColumnMap
+from pope_fast.log.remedies import missing_column
 from pope_fast.log.vectors import rows_per_batch, vectors
 
 __all__ = ["LogBatch", "Plan", "convert", "make_plan", "unit_keys"]

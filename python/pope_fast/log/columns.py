@@ -181,7 +181,7 @@ def resolve(
     roles = _explicit(names, columns or {}, faults)
     explicit = frozenset(roles)
     for name in names:
-        role = _implied_role(name)
+        role = implied_role(name)
         # Naming one representation (sequence or tokens) by hand means: not the other one that is there too.
         if role is not None and role not in roles and _sibling(role) not in explicit:
             roles[role] = name
@@ -189,7 +189,7 @@ def resolve(
     found = _policies(names, roles, policies, columns or {}, faults)
     roles = _settle_kinds(schema, roles)
     for name, times in Counter(names).items():
-        if times > 1 and (name in roles.values() or _implied_role(name) is not None):
+        if times > 1 and (name in roles.values() or implied_role(name) is not None):
             what = "two policies of one name" if split_role(name)[1] is not None else "duplicate column"
             faults.append(
                 Fault(name, None, f"{what}: the log has {times} columns {name!r}", "rename or drop all but one")
@@ -201,37 +201,7 @@ def resolve(
     return Resolution(ColumnMap(roles), found, tuple(faults))
 
 
-def missing_column(role: str, names: Sequence[str], *, why: str = "") -> SchemaError:
-    """Return the error for a role that no column plays, with the likeliest column as the remedy."""
-    if role == "behavior_logprob":
-        message = (
-            "no log-prob of the behavior policy (neither 'behavior_logprob' nor 'behavior_token_logprobs'); "
-            "a missing propensity is never assumed to be 1"
-        )
-    elif role == "target_logprob":
-        message = "no target policy (neither 'target_logprob/NAME' nor 'target_token_logprobs/NAME')"
-    elif role == "prompt_id":
-        message = "no prompt (neither 'prompt_id' nor 'prompt' nor 'prompt_ids')"
-    elif role == "reward":
-        message = f"no reward (neither 'reward' nor one of {', '.join(map(repr, REWARD_ALIASES))})"
-    else:
-        message = "no such column"
-    if why:
-        message = f"{message}, {why}"
-    close = difflib.get_close_matches(role, names, n=1, cutoff=0.6)
-    given = f"{{{role!r}: {close[0] if close else 'YOUR_COLUMN'!r}}}"
-    if role == "target_logprob":
-        remedy = "name the columns with policies={'NAME': 'YOUR_COLUMN'} (--policy NAME=COLUMN), or add one: pope score"
-    else:
-        remedy = f"name the column with columns={given} (--column ROLE=COLUMN)"
-        if role == "prompt_id":
-            remedy += ", or evaluate with unit='row'"
-        elif role == "behavior_logprob":
-            remedy += ", or add it: pope score LOG --behavior-model MODEL"
-    return SchemaError(f"{message}; the log has: {', '.join(names) or 'no columns'}", column=role, remedy=remedy)
-
-
-def _implied_role(name: str) -> str | None:
+def implied_role(name: str) -> str | None:
     """Return the role that a column's own name implies."""
     if name in ROLE_KINDS:
         return name
@@ -256,14 +226,16 @@ def _explicit(names: Sequence[str], columns: Mapping[str, str], faults: list[Fau
                 Fault(actual, None, f"two policies of one name: {policy!r}", "give every policy its own name")
             )
         elif actual not in names:
-            faults.append(_no_column(actual, names, f"the column map takes it for {role!r}"))
+            faults.append(_no_column(actual, names, stem, f"the column map takes it for {role!r}"))
         else:
             roles[canonical] = actual
     return roles
 
 
-def _no_column(actual: str, names: Sequence[str], why: str) -> Fault:
-    close = difflib.get_close_matches(actual, names, n=1, cutoff=0.5)
+def _no_column(actual: str, names: Sequence[str], stem: str, why: str) -> Fault:
+    # A column whose own name says that it is something else is not what was meant.
+    meant = [name for name in names if split_role(implied_role(name) or stem)[0] == stem]
+    close = difflib.get_close_matches(actual, meant, n=1, cutoff=0.5)
     remedy = f"did you mean {close[0]!r}?" if close else f"the columns are {', '.join(names) or 'none'}"
     return Fault(actual, None, f"no such column in the log ({why})", remedy)
 
@@ -325,7 +297,7 @@ def _policies(
             faults.append(Fault(f"target_logprob/{name}", None, message, remedy))
             continue
         if actual is not None and actual not in names:
-            faults.append(_no_column(actual, names, f"it was named for policy {name!r}"))
+            faults.append(_no_column(actual, names, "target_logprob", f"it was named for policy {name!r}"))
             continue
         chosen[name] = actual
     for role in [role for role in roles if split_role(role)[1] is not None]:

@@ -18,13 +18,13 @@ from pope_fast.log.columns import (
     ColumnMap,
     Fault,
     Resolution,
-    missing_column,
     preferred_type,
     split_role,
 )
 from pope_fast.log.progress import Meter
 from pope_fast.log.ranges import RewardRange, empty_log, find_range
 from pope_fast.log.readahead import read_ahead
+from pope_fast.log.remedies import missing_column
 from pope_fast.log.scatter import gather
 from pope_fast.log.signals import (
     SamplingCheck,

@@ -10,6 +10,7 @@ from pope_fast.errors import PopeError
 from pope_fast.log.columns import PolicySpec, resolve
 from pope_fast.log.feedback_log import FeedbackLog
 from pope_fast.log.ranges import declared_range
+from pope_fast.log.remedies import with_text_rewards
 from pope_fast.log.sources import open_source
 
 __all__ = ["open_log", "read_log"]
@@ -114,7 +115,7 @@ def open_log(
         raise PopeError(f"memory_limit must be positive, not {memory_limit}")
     if temp_dir is not None and not os.path.isdir(temp_dir):
         raise PopeError(f"temp_dir is no folder: {os.fspath(temp_dir)}")
-    return FeedbackLog(
+    log = FeedbackLog(
         opened,
         resolve(opened.schema, columns, policies),
         declared_range=declared,
@@ -123,3 +124,5 @@ def open_log(
         temp_dir=None if temp_dir is None else os.fspath(temp_dir),
         progress=progress,
     )
+    log.faults = with_text_rewards(log.faults, log.reader, log.columns.get("reward"))
+    return log

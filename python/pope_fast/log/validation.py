@@ -11,17 +11,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pope_fast import _core
-from pope_fast.errors import SchemaError
+from pope_fast.errors import PopeError, SchemaError
 from pope_fast.log.arrays import as_numpy, keys, plain, text_hashes
 from pope_fast.log.arrow_types import Array
 from pope_fast.log.batches import unit_column
 from pope_fast.log.checks import FaultBook, check_key, check_lengths, check_number, check_tokens, check_vectors
-from pope_fast.log.columns import Fault, PolicySpec, kind_of, missing_column
+from pope_fast.log.columns import Fault, PolicySpec, kind_of
 from pope_fast.log.feedback_log import BATCH_ROWS, FeedbackLog, one_unit, retokenized
 from pope_fast.log.opening import open_log
 from pope_fast.log.progress import Meter
 from pope_fast.log.ranges import RewardRange, empty_log
 from pope_fast.log.readahead import read_ahead
+from pope_fast.log.remedies import missing_column
 from pope_fast.log.signals import SamplingCheck, count_repeats, duplicate_rows, duplicate_warning
 from pope_fast.log.validation_report import ValidationReport
 from pope_fast.log.vectors import rows_per_batch
@@ -59,7 +60,7 @@ def validate(
     Raises
     ------
     PopeError
-        If there is no such source.
+        If there is no such source, or options are given for a log that is opened already.
 
     Examples
     --------
@@ -72,6 +73,8 @@ def validate(
     (False, 1)
     """
     if isinstance(source, FeedbackLog):
+        if columns is not None or policies is not None or options:
+            raise PopeError("columns=, policies= and other options belong to read_log where the log is opened already")
         log = source
     else:
         try:

@@ -14,7 +14,8 @@ from pope_fast.errors import PopeError, SchemaError
 from pope_fast.log import FeedbackLog, read_log
 from pope_fast.log.arrays import as_numpy, keys, plain
 from pope_fast.log.batches import unit_keys
-from pope_fast.log.columns import is_text_type, missing_column
+from pope_fast.log.columns import is_text_type
+from pope_fast.log.remedies import missing_column
 from pope_fast.log.signals import lengths_or_none
 from pope_fast.score.encoding import Encoder
 from pope_fast.score.rows import tokenize_log
