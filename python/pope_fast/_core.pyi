@@ -18,6 +18,7 @@ __all__ = [
     "hash_strings",
     "num_threads",
     "prompt_scan",
+    "sample_keys",
     "sum_tokens",
     "token_sums",
 ]
@@ -47,6 +48,9 @@ def prompt_scan(
     clip: float = 10.0,
     threads: int | None = None,
 ) -> dict[str, Any]: ...
+def sample_keys(
+    keys: npt.NDArray[np.uint64], kept: npt.NDArray[np.uint64], level: int, capacity: int
+) -> tuple[int, npt.NDArray[np.int64], npt.NDArray[np.uint64]]: ...
 def cluster_prompts(
     offsets: npt.NDArray[np.int64],
     embeddings: npt.NDArray[np.float32],

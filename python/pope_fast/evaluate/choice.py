@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pope_fast.evaluate.findings import Verdict
 from pope_fast.evaluate.verdict import BRIDGE, RARE_REWARD, voids_bounds
+from pope_fast.log.inspection.signs import AVERAGED, REPEATED
 
 __all__ = ["BOUNDED", "TOO_RARE", "Choice", "choose"]
 
@@ -22,6 +23,12 @@ _CONTRADICTED = "no interval is valid: fresh draws contradict the log-probs"
 _NONE_WITHOUT_OVERLAP = "no interval that needs no overlap exists for this quantity"
 
 _ROBUST = ("robust", "certified")
+
+_VOIDING = {
+    AVERAGED: "no interval is valid: the log-probs are means over tokens",
+    REPEATED: "no interval is valid: rows are repeated",
+}
+"""Findings that leave nothing to show of the quantities that they concern, if they are grave."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +66,9 @@ def choose(verdict: Verdict, gates: Mapping[str, float]) -> Choice:
     The self-normalized answer stays consistent under noisy log-probs; intervals from bounds do not.
     """
     codes = {finding.code: finding for finding in verdict.findings}
+    for finding in verdict.findings:
+        if finding.severity == "unreliable" and finding.code in _VOIDING:
+            return Choice((), _VOIDING[finding.code], voids_bounds=True, voids_all=True)
     no_overlap, rare = verdict.level == "unreliable", codes.get(RARE_REWARD)
     if voids_bounds(verdict):
         if no_overlap:

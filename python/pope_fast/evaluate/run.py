@@ -19,11 +19,13 @@ from pope_fast.evaluate.bridge import bridge_checks
 from pope_fast.evaluate.differences import Side, make_difference
 from pope_fast.evaluate.findings import ASKED, QUANTITIES, AACalibration, Finding
 from pope_fast.evaluate.fresh import LOGGER
+from pope_fast.evaluate.inputs import input_findings
 from pope_fast.evaluate.provenance import provenance_findings
 from pope_fast.evaluate.records import make_policy_value
 from pope_fast.evaluate.results import Difference, Estimate, Evaluation, EvaluationSettings, Interval, PolicyValue
 from pope_fast.evaluate.verdict import merge_thresholds
 from pope_fast.log import FeedbackLog, LogBatch, RewardRange, read_log
+from pope_fast.log.inspection import Inspection
 from pope_fast.log.remedies import missing_column
 
 __all__ = ["DIVERSITIES", "ESTIMATORS", "evaluate"]
@@ -162,7 +164,7 @@ def evaluate(
     scope, scope_warnings = _scope(opened, cluster_scope)
     bounds = _range(opened, reward_range)
     job = _Job(opened, names, _usable(bounds), unit, diversity, scope, aa_policy, threads)
-    state, aa = job.read(progress)
+    state, aa, inspection = job.read(progress)
     snapshot = state.snapshot()
     labels = {"cluster": opened.cluster_labels, "group": opened.group_labels}
     calibration = aa.result() if aa is not None else None
@@ -172,6 +174,8 @@ def evaluate(
         else bridge_checks(opened, fresh, names, logger=fresh_logger, unit=unit, level=level, progress=progress)
     )
     origins = provenance_findings(opened.reader.file_schemas(), opened.columns, names)
+    noticed = input_findings(opened, inspection, names, bounds)
+    found = {name: [*origins[name], *noticed[name]] for name in names}
     options["kappa"] = 1.0 if calibration is None else calibration.kappa
     summaries = {name: snapshot.summary(name, **options) for name in names}
     results = {
@@ -186,7 +190,7 @@ def evaluate(
             bounds=bounds,
             asked=diversity,
             bridge=bridges.get(name),
-            found=origins[name],
+            found=found[name],
             quantities=asked_for,
         )
         for name in names
@@ -209,7 +213,7 @@ def evaluate(
         settings=settings,
         behavior=_behavior(snapshot.behavior(level=level), level),
         differences=_differences(snapshot, results, summaries, options, gates, bounds),
-        warnings=(*opened.warnings, *scope_warnings, *_warn_of(origins)),
+        warnings=(*opened.warnings, *scope_warnings, *_warn_of(found)),
     )
 
 
@@ -223,10 +227,10 @@ def _asked_for(quantities: Iterable[str]) -> tuple[str, ...]:
     return asked
 
 
-def _warn_of(origins: Mapping[str, list[Finding]]) -> list[str]:
-    """Issue and return what is noted of the log-probs' origin but changes no verdict, and so stands nowhere else."""
+def _warn_of(found: Mapping[str, list[Finding]]) -> list[str]:
+    """Issue and return what is noted of the log but changes no verdict, and so stands nowhere else."""
     said: dict[str, list[str]] = {}
-    for name, findings in origins.items():
+    for name, findings in found.items():
         for finding in findings:
             if finding.severity == "info":
                 said.setdefault(finding.message, []).append(name)
@@ -338,6 +342,9 @@ class _AA:
         return AACalibration(kappa=d["mean_weight"], sd_log_noise=spread, share_exact=self.exact / self.rows)
 
 
+_States = tuple[_core.State, _AA | None, Inspection]
+
+
 @dataclass
 class _Job:
     """One pass over a log into a state."""
@@ -374,8 +381,8 @@ class _Job:
             raise missing_column("embedding", self.log.schema.names, why=asked)
         return True
 
-    def read(self, progress: bool | None) -> tuple[_core.State, _AA | None]:
-        state, aa = self.log.fold(
+    def read(self, progress: bool | None) -> _States:
+        return self.log.fold(
             self.start,
             self.step,
             self.roles,
@@ -384,9 +391,8 @@ class _Job:
             aa_policy=self.aa_policy,
             progress=progress,
         )
-        return state, aa
 
-    def start(self) -> tuple[_core.State, _AA | None]:
+    def start(self) -> _States:
         state = _core.State(
             self.policies,
             self.bounds,
@@ -398,12 +404,14 @@ class _Job:
             has_embedding="embedding" in self.roles,
             cluster_scope=self.cluster_scope,
         )
+        inspection = Inspection(self.policies, prompts=self.unit == "prompt")
         if self.aa_policy is None:
-            return state, None
-        return state, _AA(_core.State(["again"], self.bounds, row_units=True), self.aa_policy)
+            return state, None, inspection
+        aa = _AA(_core.State(["again"], self.bounds, row_units=True), self.aa_policy)
+        return state, aa, inspection
 
-    def step(self, states: tuple[_core.State, _AA | None], batch: LogBatch) -> None:
-        state, aa = states
+    def step(self, states: _States, batch: LogBatch) -> None:
+        state, aa, inspection = states
         means = batch.baseline_mean
         state.update(
             batch.unit_key,
@@ -424,6 +432,7 @@ class _Job:
         )
         if aa is not None:
             aa.add(batch, self.threads)
+        inspection.add(batch, checked=True)
 
 
 def _double(values: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,10 +15,11 @@ from pope_fast import _core
 from pope_fast.errors import PopeError, SchemaError
 from pope_fast.log.arrays import as_numpy, keys, plain, text_hashes
 from pope_fast.log.arrow_types import Array
-from pope_fast.log.batches import unit_column
+from pope_fast.log.batches import Plan, convert, make_plan, unit_column
 from pope_fast.log.checks import FaultBook, check_key, check_lengths, check_number, check_tokens, check_vectors
 from pope_fast.log.columns import Fault, PolicySpec, kind_of
 from pope_fast.log.feedback_log import BATCH_ROWS, FeedbackLog, one_unit, retokenized
+from pope_fast.log.inspection import Inspection, Sign, inspect_head
 from pope_fast.log.opening import open_log
 from pope_fast.log.progress import Meter
 from pope_fast.log.ranges import RewardRange, empty_log
@@ -144,8 +146,21 @@ class _Validation:
                 self.broken.add(fault.column)
         self.unit, self.unit_role = self._find_unit()
         self._require()
+        self.plan = self._plan()
+        self.inspection = Inspection(log.policies, prompts=self.plan is not None and self.plan.unit_role == "prompt_id")
         self.text = self._usable("completion") or self._usable("completion_ids")
         self.token_columns = [column for role, column in self._roles() if kind_of(role) == "tokens"]
+
+    def _plan(self) -> Plan | None:
+        """Plan what an evaluation would read of each row; ``None`` if it would refuse the log's columns."""
+        log = self.log
+        roles = [role for role in ("cluster", "count", "num_tokens") if log.has(role)]
+        unit = "row" if self.unit is None else log.unit
+        try:
+            plan = make_plan(log.schema, log.columns, log.policies, roles, unit=unit)
+        except SchemaError:
+            return None  # entered as a fault already
+        return None if self.broken.intersection(plan.columns()) else plan
 
     def _usable(self, role: str) -> str | None:
         column = self.log.columns.get(role)
@@ -188,6 +203,7 @@ class _Validation:
                     *(column for _, column in self._roles()),
                     self.text,
                     self._usable("completion_ids") if self.token_columns else None,
+                    *(() if self.plan is None else self.plan.columns()),
                     *(name for name in self.sampling.columns if name not in self.broken),
                 )
                 if name is not None
@@ -245,6 +261,7 @@ class _Validation:
         unit_key = self._see_unit(batch, first_row, weights)
         if self.sampling.columns and not self.broken.intersection(self.sampling.columns):
             self.sampling.feed(batch)
+        self._inspect(batch, first_row)
         if self.text is not None:
             self._see_text(batch.column(self.text), unit_key)
         ids = self._usable("completion_ids")
@@ -252,6 +269,24 @@ class _Validation:
             message = retokenized(batch, ids, self.token_columns, first_row)
             if message is not None and not any("completion_ids" in said for said in self.warnings):
                 self.warnings.append(message)
+
+    def _inspect(self, batch: pa.RecordBatch, first_row: int) -> None:
+        if self.plan is None:
+            return
+        # A batch that an evaluation would refuse has faults, and says nothing else until they are mended.
+        with suppress(SchemaError):
+            self.inspection.add(convert(batch, self.plan, first_row))
+
+    def _signs(self) -> tuple[Sign, ...]:
+        """Say what the rows give away about how the log was made."""
+        if self.plan is None or not self.inspection.n_rows:
+            return ()
+        head = None
+        with suppress(SchemaError):
+            head = inspect_head(self.log, self.log.policies, prompts=self.inspection.by_prompt is not None)
+        declared = self.log.declared_range
+        bounds = None if declared is None else (declared.low, declared.high)
+        return tuple(self.inspection.signs(self.log.columns, head=head, declared=bounds))
 
     def _see_keys(self, role: str, column: str, array: Array) -> None:
         labels = self.log.cluster_labels if role == "cluster" else self.log.group_labels
@@ -342,4 +377,5 @@ class _Validation:
             faults=tuple(found[:max_faults]),
             n_faults=len(found),
             warnings=tuple(self.warnings),
+            findings=self._signs(),
         )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pope_fast.log.columns import Fault
+from pope_fast.log.inspection.signs import Sign
 from pope_fast.log.ranges import RewardRange
 
 __all__ = ["ValidationReport"]
@@ -48,6 +49,8 @@ class ValidationReport:
         How many there are.
     warnings : tuple of str
         What an evaluation would accept and should not always.
+    findings : tuple of Sign
+        What looks right and is not, or may not be: it enters the verdict of an evaluation.
     """
 
     source: str
@@ -66,6 +69,7 @@ class ValidationReport:
     faults: tuple[Fault, ...] = ()
     n_faults: int = 0
     warnings: tuple[str, ...] = ()
+    findings: tuple[Sign, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -88,9 +92,17 @@ class ValidationReport:
         lines.append(f"policies   {', '.join(self.policies) or 'none'}")
         lines += self._column_lines()
         lines += self._fault_lines()
+        for sign in self.findings:
+            lines += _wrapped(f"{sign.severity}: ", f"{self._whose(sign)}{sign} [{sign.code}]")
         for warning in self.warnings:
             lines += _wrapped("warning: ", warning)
         return "\n".join(lines)
+
+    def _whose(self, sign: Sign) -> str:
+        """Name the policies of a sign, unless they are all there are."""
+        if sign.policies is None or set(sign.policies) == set(self.policies):
+            return ""
+        return f"{', '.join(sign.policies)}: "
 
     def _rows(self) -> str:
         return f"{self.n_rows:,}" + ("" if self.complete else " (reading broke off)")
@@ -149,6 +161,7 @@ class ValidationReport:
             "faults": [fault.to_dict() for fault in self.faults],
             "n_faults": self.n_faults,
             "warnings": list(self.warnings),
+            "findings": [sign.to_dict() for sign in self.findings],
         }
 
 

@@ -16,6 +16,7 @@ from pope_fast.evaluate.results import (
     Interval,
     PolicyValue,
 )
+from pope_fast.log.inspection import REMEDIES
 
 MARKS: Mapping[str, str] = {"reliable": "✔", "caution": "!", "unreliable": "✘"}
 ASCII_MARKS: Mapping[str, str] = {"reliable": "+", "caution": "!", "unreliable": "x"}
@@ -342,6 +343,7 @@ STEPS: Mapping[str, str] = {
         "Read the intervals of U and V as wide as they are, and log more prompts to narrow them "
         "(not those alone where the rarer outcome happens: that would bias the answer)."
     ),
+    **REMEDIES,
     "constant_reward": "Choose a reward that varies, or look at the diversity alone.",
 }
 """What to do about a finding, by its code."""

@@ -27,6 +27,7 @@ pub mod pairs;
 pub mod par;
 pub mod psis;
 pub mod ragged;
+pub mod sample;
 pub mod scalars;
 pub mod scan;
 pub mod simd;

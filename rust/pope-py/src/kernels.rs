@@ -1,7 +1,7 @@
 //! Functions on arrays.
 
 use numpy::{IntoPyArray, PyArray1, PyReadonlyArray1};
-use pope_core::{hash, ragged, scan, simd};
+use pope_core::{hash, ragged, sample, scan, simd};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -27,6 +27,22 @@ pub fn hash_lists<'py>(
 ) -> PyResult<Bound<'py, PyArray1<u64>>> {
     let (offsets, values) = (offsets.to_i64()?, values.to_i64()?);
     Ok(run(py, |_| hash::hash_lists(&offsets, &values))?.into_pyarray(py))
+}
+
+type Sampled<'py> = (u32, Bound<'py, PyArray1<i64>>, Bound<'py, PyArray1<u64>>);
+
+/// Which keys belong into a sample by hash that has `kept` already: its new level, places and hashes.
+#[pyfunction]
+pub fn sample_keys<'py>(
+    py: Python<'py>,
+    keys: PyReadonlyArray1<'py, u64>,
+    kept: PyReadonlyArray1<'py, u64>,
+    level: u32,
+    capacity: usize,
+) -> PyResult<Sampled<'py>> {
+    let (keys, kept) = (slice(&keys)?, slice(&kept)?);
+    let found = run(py, |_| Ok(sample::select(keys, kept, level, capacity)))?;
+    Ok((found.level, found.places.into_pyarray(py), found.hashes.into_pyarray(py)))
 }
 
 /// Sum of each row's token log-probabilities (nats).

@@ -17,7 +17,7 @@ mod _core {
     use crate::cluster::{cluster_pairs, cluster_prompts, compare_labels, dendrograms};
     #[pymodule_export]
     use crate::kernels::{
-        PyUnitScan, build_info, hash_lists, hash_strings, num_threads, prompt_scan, sum_tokens, token_sums,
+        PyUnitScan, build_info, hash_lists, hash_strings, num_threads, prompt_scan, sample_keys, sum_tokens, token_sums,
     };
     #[pymodule_export]
     use crate::state::{PySnapshot, PyState};
