@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from pope_fast.evaluate.findings import Finding
 from pope_fast.log import FeedbackLog, RewardRange
-from pope_fast.log.inspection import Inspection, inspect_head
+from pope_fast.log.inspection import Inspection, inspect_head, temperature_signs
+from pope_fast.log.inspection.inspection import behavior_column
 
 __all__ = ["input_findings"]
 
@@ -34,6 +35,8 @@ def input_findings(
     declared = None if bounds.origin == "observed" else (bounds.low, bounds.high)
     head = inspect_head(log, policies, prompts=inspection.by_prompt is not None)
     signs = inspection.signs(log.columns, head=head, declared=declared)
+    if log.sampling is not None:
+        signs += temperature_signs(log.sampling, log.schema, behavior_column(log.columns))
     return {
         name: [
             Finding(sign.code, sign.severity, sign.message, sign.share, quantities=sign.quantities)

@@ -125,7 +125,14 @@ def make_policy_value(
     """Judge one policy and put its numbers in order; ``quantities`` are those that its own verdict is about."""
     if bridge is not None:
         found = (*bridge_findings(bridge, gates), *found)
-    evidence = Evidence(summary, gates, bounds, inverted=_inverted(summary), calibrated=calibration is not None)
+    evidence = Evidence(
+        summary,
+        gates,
+        bounds,
+        inverted=_inverted(summary),
+        calibrated=calibration is not None,
+        diversity_weight=diversity_weight,
+    )
     verdict = judge(evidence, found)
     judged = _Judged(verdict.findings, gates, level)
 

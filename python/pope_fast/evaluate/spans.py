@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pope_fast.evaluate.findings import Finding
-from pope_fast.evaluate.results import Estimate
 from pope_fast.log import RewardRange
+
+if TYPE_CHECKING:
+    from pope_fast.evaluate.results import Estimate
 
 __all__ = ["diversity_span", "reward_span", "wide_interval"]
 

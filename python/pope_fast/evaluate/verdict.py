@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pope_fast.errors import PopeError
 from pope_fast.evaluate.findings import BridgeCheck, Finding, Verdict
+from pope_fast.evaluate.spans import diversity_span, reward_span
 from pope_fast.log import RewardRange
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ DEFAULT_THRESHOLDS: Mapping[str, float] = {
     "reward_ess": 50.0,  # caution below: the reward, or its absence, rests on that many units
     "reward_ess_few": 5.0,  # below: so few that only the certified interval is shown
     "interval_share": 0.5,  # unreliable above: the interval's share of what the quantity can range over
+    "value_mix": 20.0,  # caution above: how many times farther U or lambda D can range than the other
     "unseen_mass": 0.1,  # caution above: weight in clusters that occur once
     "e_value": 20.0,  # inconsistent log-probs above: 1 / .05
     "mean_log_weight_z": 3.0,  # inconsistent log-probs above, in standard errors
@@ -101,6 +103,8 @@ class Evidence:
         Whether an interval came out with its lower end above its upper one.
     calibrated
         Whether an A/A column has calibrated the weights.
+    diversity_weight
+        lambda.
     """
 
     summary: Mapping[str, Any]
@@ -108,6 +112,7 @@ class Evidence:
     bounds: RewardRange
     inverted: bool = False
     calibrated: bool = False
+    diversity_weight: float = 0.0
 
     @property
     def diagnostics(self) -> Mapping[str, Any]:
@@ -384,6 +389,22 @@ def _reward_range(evidence: Evidence) -> list[Finding]:
     return [Finding("observed_reward_range", "info", message, quantities=("utility",))]
 
 
+def _value_mix(evidence: Evidence) -> list[Finding]:
+    gate, weight = evidence.gates["value_mix"], evidence.diversity_weight
+    of_u, of_d = reward_span(evidence.bounds), diversity_span(evidence.summary)
+    if of_u is None or of_d is None or weight <= 0:
+        return []
+    ratio = weight * of_d / of_u
+    if 1 / gate <= ratio <= gate:
+        return []
+    little, much, share = ("D", "U", ratio) if ratio < 1 else ("U", "D", 1 / ratio)
+    message = (
+        f"V = U + {weight:g} D adds U, which can range over {of_u:g}, and {weight:g} times D, which can range over "
+        f"{of_d:.3g}: {little} moves V by at most {share:.1g} of what {much} does, so that V is all but {much} alone"
+    )
+    return [Finding("value_mix", "caution", message, ratio, gate, ("value",))]
+
+
 FINDERS: tuple[Callable[[Evidence], list[Finding]], ...] = (
     _overlap,
     _consistency,
@@ -393,6 +414,7 @@ FINDERS: tuple[Callable[[Evidence], list[Finding]], ...] = (
     _weights,
     _rare_reward,
     _reward_range,
+    _value_mix,
 )
 """What looks for findings. To add one, write a function of the evidence and list it here; its code belongs into
 ``STEPS`` of ``report/words.py`` and into ``docs/howto-verdict.md``."""

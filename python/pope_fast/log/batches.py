@@ -26,6 +26,10 @@ OPTIONAL_ROLES = ("cluster", "group", "count", "num_tokens", "baseline", "embedd
 #: Rounding may lift a log-prob this far above 0 (nats); a token beyond it is refused.
 LOGPROB_SLACK = 1e-4
 
+#: What servers and programs write for a log-prob that they do not know; no sum of measured ones is exactly that.
+UNKNOWN_LOGPROBS = (-9999.0, -99999.0, -999999.0)
+UNKNOWN_REMEDY = "score the response again, or drop the row; write -inf where a target policy rules a response out"
+
 
 @dataclass(frozen=True, slots=True)
 class LogBatch:
@@ -306,6 +310,13 @@ def make_plan(
     )
 
 
+def unknown_logprobs(values: Floats) -> NDArray[np.int64]:
+    """Return the places of numbers that stand for a log-prob that nobody knows."""
+    if not values.size or values.min() > UNKNOWN_LOGPROBS[0]:
+        return np.empty(0, dtype=np.int64)
+    return np.flatnonzero(np.isin(values, UNKNOWN_LOGPROBS))
+
+
 class _Lists:
     """The token lists of one batch: each column is decoded once, and all must have the same lengths."""
 
@@ -354,6 +365,16 @@ class _Lists:
                 row=self.first_row + row,
                 remedy="log-probs are natural logarithms of probabilities: at most 0",
             )
+        unknown = unknown_logprobs(values)
+        if unknown.size:
+            token = int(unknown[0])
+            row = int(np.searchsorted(lists.offsets, token, side="right")) - 1
+            raise SchemaError(
+                f"log-prob {float(values[token]):g} at token {token - int(lists.offsets[row])} stands for 'unknown'",
+                column=source.column,
+                row=self.first_row + row,
+                remedy=UNKNOWN_REMEDY,
+            )
         return _core.sum_tokens(lists.offsets, values)
 
 
@@ -388,7 +409,18 @@ def convert(
         return numbers(batch.column(column), role, column, first_row)
 
     def logprob(source: Logprob) -> Floats:
-        return lists.sums(source) if source.tokens else number(source.column, source.role)
+        if source.tokens:
+            return lists.sums(source)
+        values = number(source.column, source.role)
+        unknown = unknown_logprobs(values)
+        if unknown.size:
+            raise SchemaError(
+                f"log-prob {float(values[unknown[0]]):g} stands for 'unknown'",
+                column=source.column,
+                row=first_row + int(unknown[0]),
+                remedy=UNKNOWN_REMEDY,
+            )
+        return values
 
     def key(role: str, labels: Labels | None) -> NDArray[Any] | None:
         column = plan.optional.get(role)

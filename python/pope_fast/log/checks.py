@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pope_fast.log.arrays import NULL_REMEDIES, as_numpy, plain, ragged
 from pope_fast.log.arrow_types import Array
-from pope_fast.log.batches import LOGPROB_SLACK
+from pope_fast.log.batches import LOGPROB_SLACK, UNKNOWN_REMEDY, unknown_logprobs
 from pope_fast.log.columns import Fault, split_role
 from pope_fast.log.vectors import elements, split_vectors
 
@@ -102,6 +102,7 @@ def check_number(
         fault("nan", np.isnan(values), "NaN log-prob", _NAN_REMEDY)
         fault("positive", values > LOGPROB_SLACK, "log-prob {:g} > 0", _LOGPROB_REMEDY)
         mask = (values < LOGPROB_FLOOR) & np.isfinite(values)
+        fault("unknown", _unknown(values), "log-prob {:g} stands for 'unknown'", UNKNOWN_REMEDY)
         fault("mask", mask, "log-prob {:g} looks like a mask value", "write -inf under a target policy")
         if stem == "behavior_logprob":
             _impossible(book, column, np.flatnonzero(np.isneginf(values)) + first_row)
@@ -149,6 +150,7 @@ def check_tokens(book: FaultBook, array: Array, role: str, column: str, first_ro
         values[~missing] = as_numpy(inner.drop_null().cast(pa.float64(), safe=False))
     fault("nan", np.isnan(values), "NaN token log-prob", _NAN_REMEDY)
     fault("positive", values > LOGPROB_SLACK, "token log-prob > 0", _LOGPROB_REMEDY)
+    fault("unknown", _unknown(values), "token log-prob that stands for 'unknown'", UNKNOWN_REMEDY)
     if role.startswith("behavior"):
         _impossible(book, column, np.unique(parents[np.isneginf(values)]) + first_row)
     return lengths
@@ -215,6 +217,12 @@ def _nulls(book: FaultBook, array: Array, role: str, column: str, first_row: int
     remedy = NULL_REMEDIES.get(stem, "fill in the value or drop the row")
     book.rows(column, "null", "missing value (null)", remedy, np.flatnonzero(null) + first_row)
     return null
+
+
+def _unknown(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    found = np.zeros(len(values), dtype=np.bool_)
+    found[unknown_logprobs(values)] = True
+    return found
 
 
 def _impossible(book: FaultBook, column: str, rows: NDArray[Any]) -> None:

@@ -69,6 +69,8 @@ class FeedbackLog:
         Whether some unit's rows were found apart, and are gathered on every pass.
     warnings : list of str
         What was noticed while reading.
+    sampling : SamplingCheck or None
+        What the rows say of the sampler, once they were read.
     cluster_labels, group_labels : dict of int to str
         Names of the integer keys in :class:`LogBatch`, filled while batches are read (up to 65,536 each);
         integer columns are their own names.
@@ -107,6 +109,7 @@ class FeedbackLog:
         self._unsaid: list[str] = []
         self._previewed = False
         self._aa_column: str | None = None
+        self.sampling: SamplingCheck | None = None
         source.roles = frozenset(self.columns.values())
         source.refine(
             {
@@ -353,6 +356,7 @@ class FeedbackLog:
             row += len(batch)
             yield batch
         self._rows_read = row
+        self.sampling = sampling
         for message in sampling.warnings():
             self._note(message)
         if row == 0:

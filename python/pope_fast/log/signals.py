@@ -15,7 +15,10 @@ from pope_fast.log.arrow_types import Array
 from pope_fast.log.columns import ColumnMap, bare_type, is_number_type, is_text_type
 from pope_fast.log.scatter import mixed_keys
 
-__all__ = ["SamplingCheck", "duplicate_rows", "duplicate_warning", "retokenized_warning"]
+__all__ = ["SCORES_KEY", "SamplingCheck", "duplicate_rows", "duplicate_warning", "retokenized_warning"]
+
+#: Key of the schema metadata in which scoring notes how columns were made.
+SCORES_KEY = b"pope_fast.scores"
 
 _PARAMETERS = ("temperature", "top_p", "top_k", "min_p")
 
@@ -33,34 +36,33 @@ class SamplingCheck:
     """
 
     def __init__(self, schema: pa.Schema, columns: ColumnMap) -> None:
-        self._places: dict[str, _Place] = {}
+        self._places: list[tuple[str, _Place]] = []
         self._json: str | None = None
-        self._low: dict[str, float] = {}
-        self._high: dict[str, float] = {}
+        self._seen: dict[str, dict[str, tuple[float, float]]] = {parameter: {} for parameter in _PARAMETERS}
         for parameter in _PARAMETERS:
             for name in (f"sampling.{parameter}", f"sampling/{parameter}", parameter):
                 if schema.names.count(name) == 1 and is_number_type(schema.field(name).type):
-                    self._places.setdefault(parameter, _Place(name, None))
+                    self._places.append((parameter, _Place(name, None)))
         column = columns.get("sampling")
         if column is not None and schema.names.count(column) == 1:
             type_ = bare_type(schema.field(column).type)
             if pa.types.is_struct(type_):
                 for field in type_:
                     if field.name in _PARAMETERS and is_number_type(field.type):
-                        self._places[field.name] = _Place(column, field.name)
+                        self._places.append((field.name, _Place(column, field.name)))
             elif is_text_type(type_):
                 self._json = column
 
     @property
     def columns(self) -> list[str]:
         """The columns to read, each once."""
-        names = [place.column for place in self._places.values()]
+        names = [place.column for _, place in self._places]
         return list(dict.fromkeys([*names, *([self._json] if self._json else [])]))
 
     def feed(self, batch: pa.RecordBatch) -> None:
         """Look at one batch."""
         structs: dict[str, dict[str, Array]] = {}
-        for parameter, (column, field) in self._places.items():
+        for parameter, (column, field) in self._places:
             array = batch.column(column)
             if field is not None:
                 if column not in structs:
@@ -71,11 +73,11 @@ class SamplingCheck:
                 if found is None:
                     continue
                 array = found
-            self._see(parameter, array)
+            self._see(parameter, column, array)
         if self._json is not None:
-            self._see_json(batch.column(self._json))
+            self._see_json(self._json, batch.column(self._json))
 
-    def _see(self, parameter: str, array: Array) -> None:
+    def _see(self, parameter: str, column: str, array: Array) -> None:
         import pyarrow.compute as pc
 
         if array.null_count == len(array):
@@ -83,10 +85,10 @@ class SamplingCheck:
         bounds = pc.min_max(plain(array).cast(pa.float64()))
         low, high = bounds["min"].as_py(), bounds["max"].as_py()
         if low is not None:
-            self._low[parameter] = min(low, self._low.get(parameter, low))
-            self._high[parameter] = max(high, self._high.get(parameter, high))
+            known = self._seen[parameter].get(column, (low, high))
+            self._seen[parameter][column] = min(low, known[0]), max(high, known[1])
 
-    def _see_json(self, array: Array) -> None:
+    def _see_json(self, column: str, array: Array) -> None:
         for text in plain(array).unique().to_pylist()[:1000]:
             try:
                 values = json.loads(text) if text else {}
@@ -94,17 +96,28 @@ class SamplingCheck:
                 continue
             for parameter in _PARAMETERS if isinstance(values, Mapping) else ():
                 if isinstance(values.get(parameter), (int, float)):
-                    self._see(parameter, pa.array([float(values[parameter])]))
+                    self._see(parameter, column, pa.array([float(values[parameter])]))
+
+    @property
+    def temperatures(self) -> Mapping[str, tuple[float, float]]:
+        """The lowest and the highest temperature that each column names."""
+        return self._seen["temperature"]
+
+    def _low(self, parameter: str, default: float) -> float:
+        return min((low for low, _ in self._seen[parameter].values()), default=default)
+
+    def _high(self, parameter: str, default: float) -> float:
+        return max((high for _, high in self._seen[parameter].values()), default=default)
 
     def warnings(self) -> list[str]:
         """Return what is to be said about what was seen so far."""
         cuts = []
-        if self._low.get("top_p", 1.0) < 1:
-            cuts.append(f"top_p {self._low['top_p']:g}")
-        if self._high.get("top_k", 0.0) > 0:
-            cuts.append(f"top_k {self._high['top_k']:g}")
-        if self._high.get("min_p", 0.0) > 0:
-            cuts.append(f"min_p {self._high['min_p']:g}")
+        if (top_p := self._low("top_p", 1.0)) < 1:
+            cuts.append(f"top_p {top_p:g}")
+        if (top_k := self._high("top_k", 0.0)) > 0:
+            cuts.append(f"top_k {top_k:g}")
+        if (min_p := self._high("min_p", 0.0)) > 0:
+            cuts.append(f"min_p {min_p:g}")
         said = []
         if cuts:
             said.append(
@@ -112,11 +125,25 @@ class SamplingCheck:
                 "this truncated sampler, renormalized, not of the whole softmax; a target policy that puts "
                 "mass outside of it has no support in this log"
             )
-        low, high = self._low.get("temperature", 1.0), self._high.get("temperature", 1.0)
+        low, high = self._low("temperature", 1.0), self._high("temperature", 1.0)
         if low != 1 or high != 1:
-            value = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+            value = span(low, high)
             said.append(f"responses were sampled at temperature {value}: the behavior log-probs must be taken at it")
         return said
+
+
+def span(low: float, high: float) -> str:
+    """Write a value, or from where to where it goes."""
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def scored_temperature(schema: pa.Schema, column: str) -> float | None:
+    """Return the temperature at which scoring says that it made a column, ``None`` if it does not say."""
+    try:
+        noted = json.loads((schema.metadata or {}).get(SCORES_KEY, b"{}"))[column]["temperature"]
+    except (ValueError, TypeError, KeyError):
+        return None  # a note that is damaged is refused where it is read for what else it says
+    return float(noted) if isinstance(noted, (int, float)) else None
 
 
 def duplicate_rows(unit_key: NDArray[np.int64] | None, text: NDArray[np.uint64]) -> NDArray[np.uint64]:

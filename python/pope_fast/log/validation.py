@@ -19,7 +19,8 @@ from pope_fast.log.batches import Plan, convert, make_plan, unit_column
 from pope_fast.log.checks import FaultBook, check_key, check_lengths, check_number, check_tokens, check_vectors
 from pope_fast.log.columns import Fault, PolicySpec, kind_of
 from pope_fast.log.feedback_log import BATCH_ROWS, FeedbackLog, one_unit, retokenized
-from pope_fast.log.inspection import Inspection, Sign, inspect_head
+from pope_fast.log.inspection import Inspection, Sign, inspect_head, temperature_signs
+from pope_fast.log.inspection.inspection import behavior_column
 from pope_fast.log.opening import open_log
 from pope_fast.log.progress import Meter
 from pope_fast.log.ranges import RewardRange, empty_log
@@ -227,6 +228,7 @@ class _Validation:
             meter.stop()
         responses = self.units.compact() if self.unit is not None else None
         self._finish(row, complete, responses)
+        self._impossible()
         return self._report(row, complete, responses, max_faults)
 
     def _check(self, batch: pa.RecordBatch, first_row: int) -> None:
@@ -277,16 +279,27 @@ class _Validation:
         with suppress(SchemaError):
             self.inspection.add(convert(batch, self.plan, first_row))
 
+    def _impossible(self) -> None:
+        """Enter the policies that an evaluation would refuse because they gave no response of the log."""
+        for policy in sorted(self.inspection.impossible if self.inspection.n_rows else ()):
+            columns = (f"target_logprob/{policy}", f"target_token_logprobs/{policy}")
+            column = next(self.log.columns[role] for role in columns if role in self.log.columns)
+            message = f"log-prob -inf in every row: the log says nothing about policy {policy!r}"
+            remedy = "score the responses under it again, or leave it out with policies= (--policy)"
+            self.book.add(Fault(column, None, message, remedy))
+
     def _signs(self) -> tuple[Sign, ...]:
         """Say what the rows give away about how the log was made."""
+        behavior = behavior_column(self.log.columns)
+        signs = temperature_signs(self.sampling, self.log.schema, behavior)
         if self.plan is None or not self.inspection.n_rows:
-            return ()
+            return tuple(signs)
         head = None
         with suppress(SchemaError):
             head = inspect_head(self.log, self.log.policies, prompts=self.inspection.by_prompt is not None)
         declared = self.log.declared_range
         bounds = None if declared is None else (declared.low, declared.high)
-        return tuple(self.inspection.signs(self.log.columns, head=head, declared=bounds))
+        return (*self.inspection.signs(self.log.columns, head=head, declared=bounds), *signs)
 
     def _see_keys(self, role: str, column: str, array: Array) -> None:
         labels = self.log.cluster_labels if role == "cluster" else self.log.group_labels

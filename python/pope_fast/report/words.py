@@ -344,6 +344,7 @@ STEPS: Mapping[str, str] = {
         "(not those alone where the rarer outcome happens: that would bias the answer)."
     ),
     **REMEDIES,
+    "value_mix": "Choose lambda (--diversity-weight) in units of reward per unit of D: how much reward D is worth.",
     "constant_reward": "Choose a reward that varies, or look at the diversity alone.",
 }
 """What to do about a finding, by its code."""

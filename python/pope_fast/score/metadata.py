@@ -10,11 +10,12 @@ from typing import Any
 import pyarrow as pa
 
 from pope_fast.errors import PopeError
+from pope_fast.log.signals import SCORES_KEY
 
 __all__ = ["KEY", "Provenance", "provenance_json", "read_provenance", "with_provenance"]
 
 #: Key of the schema metadata, also of Parquet files.
-KEY = b"pope_fast.scores"
+KEY = SCORES_KEY
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from pope_fast.log.inspection.logprobs import SameColumns, certain_signs
 from pope_fast.log.inspection.repeats import no_repeat_signs, prompt_likeness, repeat_signs
 from pope_fast.log.inspection.rewards import RewardValues, sentinel_signs
 from pope_fast.log.inspection.sample import HashSample, Places, Rows, rows_at
-from pope_fast.log.inspection.signs import AVERAGED, REPEATED, Sign
+from pope_fast.log.inspection.signs import AVERAGED, CERTAIN, REPEATED, Sign
 
 __all__ = ["HEAD_ROWS", "Inspection", "Texts"]
 
@@ -47,6 +47,13 @@ class Inspection:
         The target policies.
     prompts : bool
         Whether the unit is the prompt, so that rows of a unit are responses to the same words.
+
+    Attributes
+    ----------
+    n_rows : int
+        Rows that were looked at.
+    impossible : set of str
+        Policies that no response seen so far is possible under.
     """
 
     def __init__(self, policies: Sequence[str], *, prompts: bool) -> None:
@@ -56,6 +63,7 @@ class Inspection:
         self.aggregated = False
         self.rewards = RewardValues()
         self.same = SameColumns(self.policies)
+        self.impossible = set(self.policies)
         self.by_prompt = HashSample(capacity) if prompts else None
         self.by_value = HashSample(capacity)
 
@@ -74,6 +82,9 @@ class Inspection:
         self.aggregated = self.aggregated or batch.count is not None
         places: Places = batch.first_row if batch.row_index is None else batch.row_index
         self.same.add(batch.behavior_logprob, batch.target_logprob)
+        for policy in tuple(self.impossible):
+            if np.isfinite(batch.target_logprob[policy]).any():
+                self.impossible.discard(policy)
         columns: dict[str, NDArray[Any]] = {
             "behavior": batch.behavior_logprob,
             "reward": batch.reward,
@@ -105,6 +116,7 @@ class Inspection:
         self.aggregated = self.aggregated or other.aggregated
         self.rewards.merge(other.rewards)
         self.same.merge(other.same)
+        self.impossible &= other.impossible
         self.by_value.merge(other.by_value)
         if self.by_prompt is not None and other.by_prompt is not None:
             self.by_prompt.merge(other.by_prompt)
@@ -129,7 +141,7 @@ class Inspection:
         """
         targets = {policy: _column(i) for i, policy in enumerate(self.policies)}
         known = {policy: _of_role(columns, f"target_logprob/{policy}") for policy in self.policies}
-        behavior = _of_role(columns, "behavior_logprob")
+        behavior = behavior_column(columns)
         named = {policy: column for policy, column in known.items() if column is not None}
         prompts, values = _doubles(self.by_prompt), _doubles(self.by_value)
         first = {} if head is None else _doubles(head.by_prompt)
@@ -143,13 +155,13 @@ class Inspection:
             if not repeated and head is not None:
                 repeated = repeat_signs(first, {}, head.n_rows, names, behavior, head=True)
             signs += repeated
-            # Means over tokens do not repeat either, which is said already.
-            if not any(sign.code in (AVERAGED, REPEATED) for sign in signs):
-                signs += no_repeat_signs(by_text or likeness, behavior)
         some = prompts or values
         if some:
             found = {policy: some[column] for policy, column in targets.items()}
             signs += certain_signs(some["behavior"], found, some["row"], self.n_rows, named, behavior)
+        # Log-probs that are means, or 0 for unknown, do not come twice either, which is said already.
+        if not self.aggregated and not any(sign.code in (AVERAGED, REPEATED, CERTAIN) for sign in signs):
+            signs += no_repeat_signs(by_text or likeness, behavior)
         signs += sentinel_signs(self.rewards, columns.get("reward"), declared)
         return signs
 
@@ -172,6 +184,11 @@ class Inspection:
 
 def _column(i: int) -> str:
     return f"target {i}"
+
+
+def behavior_column(columns: Mapping[str, str]) -> str | None:
+    """Return the column of the behavior policy's log-probs."""
+    return _of_role(columns, "behavior_logprob")
 
 
 def _of_role(columns: Mapping[str, str], role: str) -> str | None:

@@ -25,6 +25,7 @@ _PER_TOKEN = 5.0  # nats: the largest median that a mean over tokens has
 _SHRINKS = -0.15  # spread of the log-weights ~ length^slope: that of means of independent parts is -1/2
 _DISTINCT = 0.5  # share of different log-probs below which they are those of a menu
 _FEWEST_PAIRS = 10.0
+_IMPOSSIBLE = 0.05  # share of prompts whose probabilities add to more than 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,9 @@ def averaged_signs(
         return []
     group = (mixed_keys(rows["unit"] if "unit" in rows else rows["row"]) >> np.uint64(59)).astype(np.int64)
     ours = _slope(size, np.log(-rows["behavior"]), group)
-    flat_behavior = ours.flat and np.median(-rows["behavior"]) <= _PER_TOKEN
+    # The log-probs of a menu are few, and their slope is that of its few lengths.
+    many = np.unique(rows["behavior"]).size >= _DISTINCT * n
+    flat_behavior = many and ours.flat and np.median(-rows["behavior"]) <= _PER_TOKEN
     both, single = [], []
     for policy, name in targets.items():
         target = rows[name]
@@ -89,10 +92,11 @@ def averaged_signs(
         if there.sum() < _FEWEST_ROWS:
             continue
         theirs = _slope(size[there], np.log(-target[there]), group[there])
-        flat_target = theirs.flat and np.median(-target[there]) <= _PER_TOKEN
-        if flat_behavior and theirs.grows:
+        various = np.unique(target[there]).size >= _DISTINCT * there.sum()
+        flat_target = various and theirs.flat and np.median(-target[there]) <= _PER_TOKEN
+        if flat_behavior and various and theirs.grows:
             single.append((policy, "the behavior policy", behavior_column, ours))
-        elif flat_target and ours.grows:
+        elif flat_target and many and ours.grows:
             single.append((policy, "this policy", columns.get(policy), theirs))
         elif flat_behavior and flat_target and _second_sign(rows, target, there, size, group, likeness):
             both.append(policy)
@@ -131,11 +135,12 @@ def _second_sign(
     likeness: Likeness | None,
 ) -> bool:
     behavior = rows["behavior"]
-    if np.unique(behavior).size < _DISTINCT * len(behavior):
-        return False
     if likeness is not None and likeness.expected >= _FEWEST_PAIRS:
-        # Means of log-probs near -1 would make every third pair alike.
-        return likeness.alike <= 0.1 * likeness.expected
+        if likeness.equal > 0.1 * likeness.expected:
+            return False
+        # Means near -1 would make every third pair alike, and probabilities of different responses add to more than 1.
+        if likeness.impossible > _IMPOSSIBLE:
+            return True
     weight = (target - behavior)[there]
     spread = np.abs(weight - np.median(weight))
     seen = spread > 0

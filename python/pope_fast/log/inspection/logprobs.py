@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pope_fast.log.inspection.signs import CERTAIN, SAME_COLUMN, Sign
+from pope_fast.log.inspection.signs import CERTAIN, SAME_COLUMN, Severity, Sign
 
 __all__ = ["SameColumns", "certain_signs"]
 
@@ -106,6 +106,6 @@ def certain_signs(
                 f"possible, and one below {_LONG:g} under {other}; row {row:,} is the first seen: does 0 stand for "
                 "'unknown'?"
             )
-            severity = "unreliable" if share >= 0.01 else "caution"
-            signs.append(Sign(CERTAIN, severity, message, column, row, count, share, (policy,)))  # type: ignore[arg-type]
+            severity: Severity = "unreliable" if share >= 0.01 else "caution"
+            signs.append(Sign(CERTAIN, severity, message, column, row, count, share, (policy,)))
     return signs

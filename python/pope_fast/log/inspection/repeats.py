@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pope_fast.log.inspection.sample import Rows, bits
-from pope_fast.log.inspection.signs import NO_REPEATS, REPEATED, Sign
+from pope_fast.log.inspection.signs import NO_REPEATS, REPEATED, Severity, Sign
 from pope_fast.log.scatter import mixed_keys
 
 __all__ = ["Likeness", "no_repeat_signs", "prompt_likeness", "repeat_signs"]
@@ -30,6 +30,7 @@ _WHOLE_UNITS = 20  # prompts in which every row must be repeated
 _WHOLE_MARKS = 50
 _LIKELY = 0.5  # mean probability of a response above which all rows of a prompt may be alike by chance
 _GRAVE = 0.005  # share of repeated rows above which D is not to be used
+_ONE = 1.05  # probabilities may add to this by rounding
 _OTHER_PROMPTS = 100.0  # how much more often rows of one prompt must be alike than rows of two
 _SHARED = 0.1  # share of marks that may be those of several prompts
 
@@ -44,6 +45,10 @@ class Likeness:
         Pairs of rows of one prompt.
     expected : float
         Pairs that ought to be alike, by the log-probs.
+    impossible : float
+        Share of the prompts whose responses, each counted once, have probabilities that add to more than 1.
+    equal : float
+        Pairs of which the log-probs are equal bit for bit.
     alike : float
         Pairs that may be alike (log-probs that nearly agree), or that are if texts were compared.
     by_text : bool
@@ -52,6 +57,8 @@ class Likeness:
 
     pairs: float
     expected: float
+    impossible: float
+    equal: float
     alike: float
     by_text: bool
 
@@ -83,6 +90,11 @@ def prompt_likeness(rows: Rows) -> Likeness | None:
     unit, behavior = rows["unit"][order], rows["behavior"][order]
     _, inverse, size = np.unique(unit, return_inverse=True, return_counts=True)
     pairs = _choose_two(size)
+    other = (np.diff(unit) != 0) | (np.diff(behavior) != 0)
+    equal = _choose_two(_runs(other))
+    once = np.concatenate([[True], other])
+    mass = np.bincount(inverse[once], np.exp(behavior[once]), size.size)
+    impossible = float((mass > _ONE).sum() / max((size > 1).sum(), 1))
     if not pairs:
         return None
     expected = float((np.exp(behavior) * (size[inverse] - 1)).sum() / 2)
@@ -91,9 +103,13 @@ def prompt_likeness(rows: Rows) -> Likeness | None:
     else:
         # One response may have two log-probs that differ by rounding: what is near counts as alike.
         near = 0.01 + 0.002 * np.abs(behavior[1:])
-        breaks = (unit[1:] != unit[:-1]) | (np.diff(behavior) > near)
-        counts = np.diff(np.concatenate([[0], np.flatnonzero(breaks) + 1, [len(unit)]]))
-    return Likeness(pairs, expected, _choose_two(counts), "text" in rows)
+        counts = _runs((np.diff(unit) != 0) | (np.diff(behavior) > near))
+    return Likeness(pairs, expected, impossible, equal, _choose_two(counts), "text" in rows)
+
+
+def _runs(breaks: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the lengths of the runs of rows between breaks."""
+    return np.diff(np.concatenate([[0], np.flatnonzero(breaks) + 1, [len(breaks) + 1]]))
 
 
 def no_repeat_signs(likeness: Likeness | None, column: str | None) -> list[Sign]:
@@ -107,9 +123,9 @@ def no_repeat_signs(likeness: Likeness | None, column: str | None) -> list[Sign]
         f"their log-probs, but {found} {what}: copies were left out, the responses were not drawn one by one (a beam, "
         "the best of several), or these are not the log-probs of whole responses"
     )
-    severity = "caution" if likeness.by_text else "info"
+    severity: Severity = "caution" if likeness.by_text else "info"
     share = likeness.alike / likeness.expected
-    return [Sign(NO_REPEATS, severity, message, column, share=share)]  # type: ignore[arg-type]
+    return [Sign(NO_REPEATS, severity, message, column, share=share)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +181,8 @@ def _sign(found: _Found, sampled: int, n_rows: int, column: str | None, *, head:
             f"{times}{where} {repeat} another row of their prompt, log-probs bit for bit ({pair}), far more than "
             "chance allows. D takes copies for draws that agree"
         )
-        severity = "unreliable" if found.times is not None or share >= _GRAVE else "caution"
-        return Sign(REPEATED, severity, message, column, found.first, count, share, quantities=("diversity",))  # type: ignore[arg-type]
+        severity: Severity = "unreliable" if found.times is not None or share >= _GRAVE else "caution"
+        return Sign(REPEATED, severity, message, column, found.first, count, share, quantities=("diversity",))
     message = (
         f"{times}{where} {repeat} a row of another unit, log-probs and reward bit for bit ({pair}). The log is "
         f"{found.times} times smaller than it seems, and its errors are larger"

@@ -29,6 +29,7 @@ _SCALE = 12  # a scale has at most so many values; a reward with more is continu
 _NEIGHBORS = 10  # rows that the nearest value of a scale must have: a scale does not trail off, as counts do
 _FAR = 3.0  # how many times the range of the others a value that is no usual sentinel must lie outside
 _RARE = 0.01  # the largest share of such a value
+_COMMON = 0.1  # and the least share of the value nearest to it
 _BESIDE = 0.005  # the largest share of a -1 right beside a scale that starts at 0: more is a rating
 _ATOM = 3  # rows with exactly the same value outside of a continuous range
 
@@ -215,7 +216,7 @@ def _is_sentinel(
     if beside < _NEIGHBORS:
         return False
     if not usual:
-        return gap > _FAR * width and count <= _RARE * n_rows
+        return gap > _FAR * width and count <= _RARE * n_rows and beside >= _COMMON * n_rows
     if gap > width:
         return True
     below = value < 0 <= min(core)

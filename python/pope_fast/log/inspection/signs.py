@@ -7,7 +7,21 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-__all__ = ["AVERAGED", "CERTAIN", "NO_REPEATS", "REMEDIES", "REPEATED", "SAME_COLUMN", "SENTINEL", "Sign"]
+__all__ = [
+    "AVERAGED",
+    "CERTAIN",
+    "NO_REPEATS",
+    "OTHER_TEMPERATURE",
+    "REMEDIES",
+    "REPEATED",
+    "SAME_COLUMN",
+    "SENTINEL",
+    "SEVERITIES",
+    "Severity",
+    "Sign",
+]
+
+Severity = Literal["info", "caution", "unreliable"]
 
 AVERAGED = "averaged_log_probs"
 SAME_COLUMN = "same_column"
@@ -15,6 +29,20 @@ REPEATED = "repeated_rows"
 NO_REPEATS = "no_repeats"
 SENTINEL = "sentinel_reward"
 CERTAIN = "certain_responses"
+OTHER_TEMPERATURE = "other_temperature"
+
+SEVERITIES: Mapping[str, tuple[Severity, ...]] = MappingProxyType(
+    {
+        AVERAGED: ("unreliable",),
+        SAME_COLUMN: ("caution",),
+        REPEATED: ("unreliable", "caution"),
+        NO_REPEATS: ("caution", "info"),
+        SENTINEL: ("caution",),
+        CERTAIN: ("unreliable", "caution"),
+        OTHER_TEMPERATURE: ("caution",),
+    }
+)
+"""How grave a sign can be, by its code."""
 
 REMEDIES: Mapping[str, str] = MappingProxyType(
     {
@@ -41,6 +69,10 @@ REMEDIES: Mapping[str, str] = MappingProxyType(
         CERTAIN: (
             "Look at these rows: a log-prob of 0 says that no other response was possible; where it stands for "
             "'unknown', score the response or drop the row."
+        ),
+        OTHER_TEMPERATURE: (
+            "Score the behavior policy at the temperature that the responses were sampled at "
+            "(HFPolicy(temperature=), --temperature), or correct the log's note of it."
         ),
     }
 )
@@ -74,7 +106,7 @@ class Sign:
     """
 
     code: str
-    severity: Literal["info", "caution", "unreliable"]
+    severity: Severity
     message: str
     column: str | None = None
     row: int | None = None
@@ -82,6 +114,10 @@ class Sign:
     share: float | None = None
     policies: tuple[str, ...] | None = None
     quantities: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.severity not in SEVERITIES[self.code]:
+            raise ValueError(f"{self.code} is never {self.severity}: see SEVERITIES")
 
     @property
     def remedy(self) -> str:
