@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import pyarrow as pa
 
 from pope_fast.errors import PopeError, PopeWarning
 from pope_fast.evaluate import Finding, evaluate
+from pope_fast.log import ValidationReport, validate
 
 N, K = 400, 4
 Columns = dict[str, Any]
@@ -34,13 +36,18 @@ def good() -> Columns:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A mistake, in words and as a change of a good log, and the code of the finding or words of the error."""
+    """A mistake, in words and as a change of a good log, and the code of the finding or words of the error.
+
+    ``quantities`` are those that the finding concerns, and ``validated`` says that a validation finds it as well.
+    """
 
     title: str
     change: Callable[[Columns], Columns]
     says: str
     is_error: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    quantities: tuple[str, ...] = ()
+    validated: bool = False
 
     def result(self) -> Finding | PopeError:
         """Evaluate the wrong log; return the finding expected, or the error.
@@ -53,7 +60,7 @@ class Mistake:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PopeWarning)
             try:
-                found = evaluate(pa.table(self.change(good())), **{"reward_range": (0.0, 1.0), **self.options})
+                found = evaluate(_table(self.change(good())), **{"reward_range": (0.0, 1.0), **self.options})
             except PopeError as error:
                 return error
         policy = found["new"]
@@ -62,6 +69,15 @@ class Mistake:
         named = [finding for finding in findings if finding.code == self.says]
         assert named, (self.says, [finding.code for finding in findings])
         return named[0]
+
+    def validation(self) -> ValidationReport:
+        """Validate the wrong log."""
+        bounds = self.options.get("reward_range", (0.0, 1.0))
+        return validate(_table(self.change(good())), reward_range=bounds)
+
+
+def _table(columns: Columns) -> pa.Table:
+    return pa.table(columns, metadata=columns.pop("metadata", None))
 
 
 def _set(**columns: Any) -> Callable[[Columns], Columns]:
@@ -72,8 +88,15 @@ def _target(change: Callable[[Columns], Any]) -> Callable[[Columns], Columns]:
     return lambda log: log | {"target_logprob/new": change(log)}
 
 
+def _tokens() -> Any:
+    """Give the numbers of tokens of the good log."""
+    rng = np.random.default_rng(17)
+    rng.normal(size=N * K)
+    return rng.integers(30, 300, N * K)
+
+
 def _averaged(log: Columns) -> Columns:
-    tokens = -log["behavior_logprob"] / 0.75
+    tokens = _tokens()
     behavior = log["behavior_logprob"]
     return log | {"behavior_logprob": behavior / tokens, "target_logprob/new": (behavior + _Z - 0.5) / tokens}
 
@@ -103,11 +126,136 @@ def _without(name: str) -> Callable[[Columns], Columns]:
     return lambda log: {column: values for column, values in log.items() if column != name}
 
 
+def _repeated(log: Columns) -> Columns:
+    return {name: np.repeat(values, 2) for name, values in log.items()}
+
+
+def _two_files(log: Columns) -> Columns:
+    return {
+        name: np.concatenate([values, values + 10_000 if name == "prompt_id" else values])
+        for name, values in log.items()
+    }
+
+
+def _some_repeated(log: Columns) -> Columns:
+    rows = np.sort(np.concatenate([np.arange(N * K), np.arange(0, N * K, 40)]))
+    return {name: values[rows] for name, values in log.items()}
+
+
+def _sentinel(value: float, scale: Callable[[], Any]) -> Callable[[Columns], Columns]:
+    def change(log: Columns) -> Columns:
+        reward = np.asarray(scale(), dtype=float)
+        reward[17] = value
+        return log | {"reward": reward}
+
+    return change
+
+
+def _short_answers(log: Columns) -> Columns:
+    """Answers of one word out of a dozen, of which each was kept once for each prompt."""
+    rng = np.random.default_rng(19)
+    words = np.array([f"word {i}" for i in range(12)])
+    p = np.exp(-0.4 * np.arange(12))
+    p /= p.sum()
+    kept = [rng.choice(12, K, replace=False, p=p) for _ in range(N)]
+    answers = np.concatenate(kept)
+    behavior = np.log(p[answers])
+    return log | {
+        "completion": words[answers],
+        "behavior_logprob": behavior,
+        "target_logprob/new": np.minimum(behavior + 0.2 * _Z - 0.02, 0.0),
+    }
+
+
+def _zeros(log: Columns) -> Columns:
+    return log | {"behavior_logprob": np.where(np.arange(N * K) % 40 == 0, 0.0, log["behavior_logprob"])}
+
+
+def _scored_at_one(log: Columns) -> Columns:
+    noted = {"behavior_logprob": {"policy": "behavior", "engine": "transformers", "temperature": 1.0}}
+    noted["target_logprob/new"] = noted["behavior_logprob"] | {"policy": "new"}
+    return log | {"sampling": [{"temperature": 0.7}] * (N * K), "metadata": {b"pope_fast.scores": json.dumps(noted)}}
+
+
 _Z = np.random.default_rng(18).normal(size=N * K)
 _RARE = (np.arange(N * K) % (N * K // 12) == 0).astype(float)
 
 MISTAKES = [
     Mistake("Log-probs are means over tokens, not sums", _averaged, "negative_divergence"),
+    Mistake(
+        "Log-probs are means over tokens, and the log has the numbers of tokens",
+        lambda log: _averaged(log) | {"num_tokens": _tokens()},
+        "averaged_log_probs",
+        validated=True,
+    ),
+    Mistake(
+        "The log-probs of one policy are means over tokens",
+        lambda log: (
+            log
+            | {name: values for name, values in _averaged(log).items() if name.startswith("target")}
+            | {"num_tokens": _tokens()}
+        ),
+        "averaged_log_probs",
+        validated=True,
+    ),
+    Mistake(
+        "A policy's column is a copy of the logger's",
+        _target(lambda log: log["behavior_logprob"]),
+        "same_column",
+        validated=True,
+    ),
+    Mistake("Every row is there twice", _repeated, "repeated_rows", quantities=("diversity",), validated=True),
+    Mistake(
+        "Some rows are there twice: retries, or a cache",
+        _some_repeated,
+        "repeated_rows",
+        quantities=("diversity",),
+        validated=True,
+    ),
+    Mistake("A file is there twice, its prompts numbered on", _two_files, "repeated_rows", validated=True),
+    Mistake("Of responses that are alike one was kept", _short_answers, "no_repeats", validated=True),
+    Mistake(
+        "A rating of 99 stands for no rating",
+        _sentinel(99, lambda: np.arange(N * K) % 5 + 1),
+        "sentinel_reward",
+        options={"reward_range": None},
+        quantities=("utility",),
+        validated=True,
+    ),
+    Mistake(
+        "A reward of -1 among clicks stands for no answer",
+        _sentinel(-1, lambda: np.arange(N * K) % 2),
+        "sentinel_reward",
+        options={"reward_range": None},
+        quantities=("utility",),
+        validated=True,
+    ),
+    Mistake("A log-prob of 0 stands for an unknown one", _zeros, "certain_responses", validated=True),
+    Mistake(
+        "A log-prob of -9999 stands for an unknown one",
+        lambda log: log | {"behavior_logprob": np.where(np.arange(N * K) == 21, -9999.0, log["behavior_logprob"])},
+        "-9999",
+        True,
+    ),
+    Mistake(
+        "Sampled at temperature .7, scored at 1",
+        _scored_at_one,
+        "other_temperature",
+        validated=True,
+    ),
+    Mistake(
+        "lambda does not fit the scale of the reward",
+        _set(reward=np.arange(N * K) % 101.0),
+        "value_mix",
+        options={"reward_range": (0.0, 100.0)},
+        quantities=("value",),
+    ),
+    Mistake(
+        "The reward is text",
+        _set(reward=np.array(["yes", "no"])[np.arange(N * K) % 2]),
+        "'no': 0",
+        True,
+    ),
     Mistake(
         "The two policies were scored with other templates or temperatures: an offset",
         _target(lambda log: log["target_logprob/new"] + 0.5),

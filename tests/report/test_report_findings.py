@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from pope_fast.evaluate import DEFAULT_THRESHOLDS, provenance, records, spans, verdict
+from pope_fast.log.inspection import SEVERITIES
 from pope_fast.report import words
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "howto-verdict.md").read_text(encoding="utf-8")
@@ -30,7 +31,7 @@ def made() -> set[tuple[str, str]]:
                 name = code.value if isinstance(code, ast.Constant) else getattr(verdict, code.id)  # type: ignore[attr-defined]
                 assert isinstance(severity, ast.Constant)
                 found.add((name, severity.value))
-    return found
+    return found | {(code, severity) for code, severities in SEVERITIES.items() for severity in severities}
 
 
 def test_every_finding_is_on_the_page_and_no_other() -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pope_fast.log import LogBatch
 from pope_fast.log.inspection import Inspection, Sign, Texts
+from pope_fast.log.scatter import mixed_keys
 
 Array = NDArray[Any]
 Rng = np.random.Generator
@@ -148,15 +149,17 @@ def _measured(rng: Rng, tokens: Array, texts: Array, known: int | None = None) -
     if kind == 1:
         return {"length": tokens}
     characters = (tokens * rng.uniform(3.0, 5.0, len(tokens))).astype(int)
-    found = {"text": (texts.astype(np.uint64) + np.uint64(7)) * np.uint64(0x9E3779B97F4A7C15), "text_length": characters}
+    found = {"text": mixed_keys(texts.astype(np.int64)), "text_length": characters}
     return found if kind == 2 else {**found, "length": tokens}
 
 
 def _drawn(rng: Rng, probabilities: Array, unit: Array) -> Array:
     """Draw one column for each row from the row of probabilities that belongs to its prompt."""
     edges = np.cumsum(probabilities, axis=1)
-    return (rng.random(len(unit))[:, None] > edges[unit] / edges[unit][:, -1:]).sum(axis=1).clip(
-        max=probabilities.shape[1] - 1
+    return (
+        (rng.random(len(unit))[:, None] > edges[unit] / edges[unit][:, -1:])
+        .sum(axis=1)
+        .clip(max=probabilities.shape[1] - 1)
     )
 
 
@@ -169,12 +172,14 @@ def _menu(rng: Rng, n: int, ours: Array, theirs: Array, lengths: Array) -> World
         behavior, target = np.log(ours[unit, item]), np.log(theirs[unit, item])
     texts = unit * ours.shape[1] + item
     quality = rng.random(ours.shape)[unit, item]
-    kind = rng.integers(3)
-    rewards = (
-        reward(rng, len(unit)) if kind == 0 else quality if kind == 1 else (rng.random(len(unit)) < quality).astype(float)
-    )
+    given = (reward(rng, len(unit)), quality, (rng.random(len(unit)) < quality).astype(float))
     return World(
-        keys, behavior, target, rewards, item % 5, **_measured(rng, lengths[unit, item].astype(int), texts)
+        keys,
+        behavior,
+        target,
+        given[rng.integers(3)],
+        item % 5,
+        **_measured(rng, lengths[unit, item].astype(int), texts),
     )
 
 
@@ -232,7 +237,9 @@ def slates(rng: Rng, n: int = 500) -> World:
     items = rng.choice(size, (rows, slots), p=ours)
     behavior, target = np.log(ours)[items].sum(axis=1), np.log(theirs)[items].sum(axis=1)
     texts = (items.astype(np.uint64) * np.uint64(size) ** np.arange(slots, dtype=np.uint64)).sum(axis=1)
-    return World(unit, behavior, target, reward(rng, rows), items[:, 0] % 4, **_measured(rng, np.full(rows, slots), texts))
+    return World(
+        unit, behavior, target, reward(rng, rows), items[:, 0] % 4, **_measured(rng, np.full(rows, slots), texts)
+    )
 
 
 RIGHT: tuple[Callable[[Rng], World], ...] = (

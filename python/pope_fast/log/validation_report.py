@@ -166,4 +166,6 @@ class ValidationReport:
 
 
 def _wrapped(head: str, text: str) -> list[str]:
-    return textwrap.wrap(text, _WIDTH, initial_indent=head, subsequent_indent=" " * len(head)) or [head]
+    indent = " " * len(head)
+    lines = textwrap.wrap(text, _WIDTH, initial_indent=head, subsequent_indent=indent, break_on_hyphens=False)
+    return lines or [head]

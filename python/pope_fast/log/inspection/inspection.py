@@ -197,10 +197,13 @@ def _of_role(columns: Mapping[str, str], role: str) -> str | None:
 
 
 def _doubles(sample: HashSample | None) -> Rows:
-    """Return a sample with its numbers in double precision."""
+    """Return a sample in the log's order, so that sums have the same bits, with its numbers in double precision."""
     rows = {} if sample is None else sample.rows()
+    if not rows:
+        return {}
+    order = np.argsort(rows["row"])
     return {
-        name: values.astype(np.float64, copy=False) if values.dtype.kind == "f" else values
+        name: (values.astype(np.float64, copy=False) if values.dtype.kind == "f" else values)[order]
         for name, values in rows.items()
     }
 

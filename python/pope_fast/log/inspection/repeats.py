@@ -174,7 +174,8 @@ def _sign(found: _Found, sampled: int, n_rows: int, column: str | None, *, head:
     where = "the first " if head else ""
     where = f"{count:,} of {where}{n_rows:,} rows" if exact else f"about {count:,} of {where}{n_rows:,} rows"
     repeat = "repeats" if count == 1 else "repeat"
-    times = "" if found.times is None else f"every row is there {found.times} times: "
+    often = {2: "twice"}.get(found.times or 0, f"{found.times} times")
+    times = "" if found.times is None else f"every row is there {often}: "
     pair = f"row {found.first:,} repeats row {found.original:,}"
     if within:
         message = (

@@ -39,8 +39,8 @@ def temperature_signs(sampling: SamplingCheck, schema: pa.Schema, column: str | 
     if scored is None or (_alike(low, scored) and _alike(high, scored)):
         return []
     message = (
-        f"responses were sampled at temperature {span(low, high)} (column {name!r}), but the behavior policy was scored "
-        f"at {scored:g}: its log-probs are those of another policy"
+        f"responses were sampled at temperature {span(low, high)} (column {name!r}), but the behavior policy was "
+        f"scored at {scored:g}: its log-probs are those of another policy"
     )
     return [Sign(OTHER_TEMPERATURE, "caution", message, column)]
 
